@@ -1,0 +1,59 @@
+"""Files that are whole or not there: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from bertfast.errors import BertfastError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
+    """A UTF-8 text file to write; it takes the place of `path` once the block has ended well, and vanishes where it has not.
+
+    Missing folders are made. What is not a plain file (a pipe, /dev/stdout) is written to as it is, and never replaced.
+
+    Raises:
+        BertfastError: naming the path that cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    try:
+        if path.exists() and not path.is_file():
+            with open(path, "w", encoding="utf-8", newline="\n") as file:
+                yield file
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with open(handle, "w", encoding="utf-8", newline="\n") as file:
+                yield file
+                file.flush()
+                os.fsync(handle)
+            os.chmod(beside, 0o666 & ~_umask())  # mkstemp lets nobody else read
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise BertfastError(f"{path}: cannot be written: {error.strerror}; give another place") from None
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON; see `replacing`."""
+    with replacing(path) as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask

@@ -1,0 +1,194 @@
+"""The command line: `bertfast train | eval | predict | validate`, and `launch`, which `deepspeed launch.py` starts on every rank.
+
+What is heavy is imported by the command that needs it, once its config is known to be good: a bad flag or key is answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bertfast.config import Config, load_config
+from bertfast.errors import BertfastError, CheckpointError, ConfigError
+from bertfast.flags import overrides, parse_command, parse_launch, starts_from_checkpoint
+from bertfast.tasks import get_task
+
+if TYPE_CHECKING:
+    from bertfast.trainer import Trainer
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_HEAD_START_SECONDS = 3.0  # the deepspeed launcher looks once a second, and ends all ranks when one has left
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`bertfast`: run one command; returns the exit code."""
+    return _run(parse_command, argv)
+
+
+def launch(argv: Sequence[str] | None = None) -> int:
+    """launch.py: the same, with --mode in the place of the command; returns the exit code."""
+    return _run(parse_launch, argv)
+
+
+def _run(parse: Callable[[Sequence[str]], Namespace], argv: Sequence[str] | None) -> int:
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        return _COMMANDS[arguments.command](arguments)
+    except SystemExit as leaving:  # argparse, after --help
+        return int(leaving.code or 0)
+    except BertfastError as error:
+        _tell(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _train(arguments: Namespace) -> int:
+    config = _load(arguments)
+    if config.bertfast.train_input is None:
+        raise ConfigError(f"{_name(config)}: there is no bertfast.train_input; it names the training data")
+    if arguments.command == "train_and_eval" and config.bertfast.eval_input is None:
+        raise ConfigError(f"{_name(config)}: there is no bertfast.eval_input, which --mode train_and_eval needs")
+    results = _trainer(arguments, config).fit()
+    if rank() == 0:
+        _print_metrics(results.get("metrics", {}))
+    return 0
+
+
+def _evaluate(arguments: Namespace) -> int:
+    config = _load(arguments)
+    if config.bertfast.eval_input is None:
+        raise ConfigError(f"{_name(config)}: there is no bertfast.eval_input; it names the data to evaluate on")
+    metrics = _trainer(arguments, config).evaluate()
+    if rank() == 0:
+        _print_metrics(metrics)
+    return 0
+
+
+def _predict(arguments: Namespace) -> int:
+    config = _load(arguments)
+    folder = _model_folder(arguments, config)
+    from bertfast.inputs import prediction_inputs
+    from bertfast.predictions import choose_format, clean_stdout, is_folder, output_name, prediction_lines, write_lines, write_predictions
+
+    format = choose_format(arguments.format, arguments.output)
+    to_stdout = arguments.output in (None, "-")
+    with clean_stdout() as stdout:
+        inputs = prediction_inputs(config, folder, arguments.input, sole_output=to_stdout or not is_folder(arguments.output))
+        trainer = _trainer(arguments, config)
+        for split, dataset in inputs:
+            logits = trainer.predict(dataset=dataset)
+            if rank() != 0:
+                continue
+            if to_stdout:
+                write_lines(stdout, prediction_lines(dataset.task, logits, format))
+                continue
+            path = Path(arguments.output)
+            path = path / output_name(dataset.task, split, format) if is_folder(arguments.output) else path
+            write_predictions(path, dataset.task, logits, format)
+            print(f"{path}: {len(dataset)} predictions", file=sys.stderr)
+    return 0
+
+
+def _validate(arguments: Namespace) -> int:
+    from bertfast.validate import print_checks, run_checks
+
+    checks = run_checks(lambda: _load(arguments))
+    if rank() == 0:
+        print_checks(checks)
+    return 2 if any(check.result == "failed" for check in checks) else 0
+
+
+_COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "train": _train,
+    "train_and_eval": _train,
+    "eval": _evaluate,
+    "predict": _predict,
+    "validate": _validate,
+}
+
+
+def rank() -> int:
+    """This process's number among all that the launcher started; 0 without a launcher."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+
+
+def _load(arguments: Namespace) -> Config:
+    """The config of --config, or the one that a fine-tuned model's folder carries; its task is known to exist."""
+    from bertfast.report import MODEL_CONFIG_FILE
+
+    if arguments.config is not None:
+        config = load_config(arguments.config, overrides(arguments))
+    else:
+        file = Path(arguments.checkpoint_path) / MODEL_CONFIG_FILE
+        if not file.is_file():
+            raise CheckpointError(f"--checkpoint_path {file.parent}: no {file.name} there; name the config with --config")
+        config = load_config(file, overrides(arguments))
+    get_task(config.bertfast.task)
+    return config
+
+
+def _model_folder(arguments: Namespace, config: Config) -> str:
+    """The fine-tuned model that eval and predict use.
+
+    Raises:
+        CheckpointError: where there is none yet.
+    """
+    if arguments.checkpoint_path is not None:
+        return arguments.checkpoint_path
+    folder = Path(config.bertfast.run.model_dir) / "model"
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: there is no fine-tuned model yet; train first (bertfast train --config ...), or name a model with --checkpoint_path"
+        )
+    return str(folder)
+
+
+def _trainer(arguments: Namespace, config: Config) -> Trainer:
+    if arguments.command in ("eval", "predict"):
+        checkpoint_path = _model_folder(arguments, config)
+    else:
+        checkpoint_path = None if starts_from_checkpoint(arguments) else arguments.checkpoint_path
+    from bertfast.trainer import Trainer
+
+    return Trainer(
+        config,
+        device=arguments.device,
+        resume=bool(arguments.resume),
+        checkpoint_path=checkpoint_path,
+        profile_startup=arguments.profile_startup,
+    )
+
+
+def _print_metrics(metrics: dict[str, dict[str, float]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not metrics:
+        return
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    table = Table("split", *names)
+    for split, values in metrics.items():
+        table.add_row(split, *(f"{values[name]:.4f}" if name in values else "" for name in names))
+    Console().print(table)
+
+
+def _name(config: Config) -> str:
+    return str(config.path or "config")
+
+
+def _tell(message: str) -> None:
+    """Say it on standard error, once: the other ranks leave a little later, lest the launcher should end rank 0 in mid-word."""
+    if rank() == 0:
+        print(f"bertfast: {message}", file=sys.stderr)
+    else:
+        time.sleep(_HEAD_START_SECONDS)

@@ -1,0 +1,320 @@
+"""The config: an ordinary DeepSpeed JSON (or YAML) with one more block, `bertfast`.
+
+`load_config(path, overrides)` reads, checks and freezes it. DeepSpeed's keys are passed on as they are, save that `"auto"` is worked out
+later, by the trainer, from the rest. A key that neither DeepSpeed nor bertfast knows is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bertfast.deepspeed_keys import NESTED_KEYS, SCHEDULER_PARAMS, TOP_LEVEL_KEYS
+from bertfast.errors import ConfigError
+
+CONFIG_FOLDER = "configs"
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class TaskConfig(_Block):
+    """A task of the user's own: which columns hold the text and the label."""
+
+    name: str = "custom"
+    text_columns: tuple[str, ...] = Field(min_length=1, max_length=2)  # one sentence, or a pair
+    label_column: str = "label"
+    label_names: tuple[str, ...] | None = None  # in class order; left out, they are read from the training data
+    metric: str | None = None  # the metric that chooses the best checkpoint; left out: accuracy, or pearson for regression
+
+
+class ModelConfig(_Block):
+    """Where the weights come from, and how strictly."""
+
+    checkpoint: str  # a local folder, or the name of a model on the hub
+    tokenizer: str | None = None  # left out: the checkpoint's own
+    strict: bool = True  # False: missing, unexpected and misshapen encoder weights are reported and passed over
+    is_pretrained_checkpoint: bool = False  # True: a classification head in the checkpoint is left aside and a new one made
+    load_checkpoint_states: Literal["model"] | None = None  # "model": from a training checkpoint, take the weights and nothing else
+    hidden_dropout_prob: float | None = Field(default=None, ge=0, lt=1)
+    attention_probs_dropout_prob: float | None = Field(default=None, ge=0, lt=1)
+
+
+class InputConfig(_Block):
+    """One input: where its examples come from, and how they are cut into batches. Exactly one source, or none for the hub."""
+
+    data_dir: str | None = None  # the folder of a known task
+    data_file: str | None = None  # a CSV, TSV, JSONL or Parquet file
+    input_fn: str | None = None  # "package.module:function", called as function(params), which yields feature dictionaries
+    max_sequence_length: int = Field(default=128, ge=2)  # tokens, [CLS] and [SEP] included
+    batch_size: int = Field(default=32, ge=1)  # examples in a global batch, over all ranks and micro-steps
+    planner: Literal["examples", "tokens"] = "examples"
+    tokens_per_batch: int | None = Field(default=None, ge=2)  # the token budget of one micro-batch, for planner "tokens"
+    max_examples: int | None = Field(default=None, ge=1)  # a random subset of this size, chosen by run.seed
+    shuffle: bool = True
+    cache_dir: str | None = None  # left out: $BERTFAST_CACHE, or ~/.cache/bertfast
+    num_workers: int | None = Field(default=None, ge=1)  # tokenising processes; left out: one per core
+
+    @model_validator(mode="after")
+    def _one_source(self) -> InputConfig:
+        named = [name for name in ("data_dir", "data_file", "input_fn") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"give one of data_dir, data_file and input_fn, not {' and '.join(named)}")
+        if self.planner == "tokens" and self.tokens_per_batch is None:
+            raise ValueError("planner 'tokens' needs tokens_per_batch, the token budget of one micro-batch")
+        if self.tokens_per_batch is not None and self.tokens_per_batch < self.max_sequence_length:
+            raise ValueError(
+                f"tokens_per_batch is {self.tokens_per_batch}, less than max_sequence_length {self.max_sequence_length}: "
+                "the longest example would fit in no micro-batch"
+            )
+        return self
+
+
+class HeadConfig(_Block):
+    """The classification head."""
+
+    dropout: float | None = Field(default=None, ge=0, lt=1)  # left out: classifier_dropout of the checkpoint, else hidden_dropout_prob
+
+
+class RunConfig(_Block):
+    """How long, how often, and where to."""
+
+    model_dir: str = "runs/model"
+    epochs: float = Field(default=3.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)  # optimizer steps; overrides epochs
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)  # share of all steps
+    warmup_steps: int | None = Field(default=None, ge=0)  # optimizer steps; overrides warmup_ratio
+    eval_steps: int | None = Field(default=None, ge=1)  # optimizer steps between evaluations; left out: each epoch
+    save_steps: int | None = Field(default=None, ge=1)  # optimizer steps between checkpoints; left out: at each evaluation
+    logging_steps: int = Field(default=10, ge=1)  # optimizer steps between log records
+    keep_checkpoints: int = Field(default=2, ge=1)
+    early_stopping_patience: int | None = Field(default=None, ge=1)  # evaluations without a better metric
+    packing_invariant_dropout: bool | None = None  # left out: on for a GPU, off on a CPU, where it is slower
+    threads: int | None = Field(default=None, ge=1)  # CPU threads per rank; left out: all cores, shared between the ranks of a machine
+
+
+class BertfastConfig(_Block):
+    """The `bertfast` block."""
+
+    task: str | TaskConfig
+    model: ModelConfig
+    train_input: InputConfig | None = None
+    eval_input: InputConfig | None = None
+    head: HeadConfig = HeadConfig()
+    run: RunConfig = RunConfig()
+
+
+class Config:
+    """A checked config: `deepspeed` (a plain dictionary), `bertfast` (frozen), and the `path` it was read from."""
+
+    def __init__(self, deepspeed: dict[str, Any], bertfast: BertfastConfig, path: Path | None = None):
+        self.deepspeed = deepspeed
+        self.bertfast = bertfast
+        self.path = path
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole config as plain JSON data."""
+        return {**self.deepspeed, "bertfast": self.bertfast.model_dump(mode="json", exclude_none=True)}
+
+
+def find_config(name: str | Path) -> Path:
+    """The file that `name` means: a path as it stands, else a file of that name in `configs/` here, else a shipped config of that name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    package = Path(__file__).resolve().parent
+    installed, beside_launch = package / CONFIG_FOLDER, package.parent / CONFIG_FOLDER
+    folders = (Path(CONFIG_FOLDER), installed if installed.is_dir() else beside_launch)
+    for folder in folders:
+        if path.parent == Path(".") and (folder / path).is_file():
+            return folder / path
+    shipped = sorted({file.name for folder in folders if folder.is_dir() for file in folder.iterdir()})
+    near = difflib.get_close_matches(path.name, shipped, 1)
+    hint = f"; did you mean {near[0]}?" if near else f"; looked here and in {CONFIG_FOLDER}/"
+    raise ConfigError(f"--config {name}: no such file{hint}")
+
+
+def load_config(path: str | Path | dict, overrides: list[str] | None = None) -> Config:
+    """Read a config file (JSON or YAML) or dictionary, apply `key.path=value` overrides, and check every key.
+
+    Raises:
+        ConfigError: naming the file, the key and the value, and the nearest known key for an unknown one.
+    """
+    if isinstance(path, dict):
+        raw, name, file = json.loads(json.dumps(path)), "config", None
+    else:
+        file = find_config(path)
+        raw, name = _read(file), str(file)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: the top level must be an object with DeepSpeed's keys and a 'bertfast' block, not {type(raw).__name__}")
+    overrides = overrides or []
+    for override in overrides:
+        _override(raw, override)
+
+    def source(dotted: str) -> str:
+        """Where the value at this key came from: the last override that set it, or else the file."""
+        keys = [override.partition("=")[0].strip() for override in overrides]
+        setting = [text for key, text in zip(keys, overrides, strict=True) if f"{dotted}.".startswith(f"{key}.")]
+        return f"--set {setting[-1]}" if setting else name
+
+    block = raw.pop("bertfast", None)
+    _check_deepspeed(source, raw)
+    if not isinstance(block, dict):
+        raise ConfigError(f"{name}: there is no 'bertfast' block; it names the task, the model and the data (see configs/ for examples)")
+    try:
+        return Config(raw, BertfastConfig.model_validate(block), file)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(source, item) for item in _relevant(error, block))) from None
+
+
+def _check_deepspeed(source: Callable[[str], str], raw: dict[str, Any]) -> None:
+    """Name the first key among DeepSpeed's that DeepSpeed does not know."""
+    for key in raw:
+        if key not in TOP_LEVEL_KEYS:
+            raise ConfigError(_unknown_key(source, str(key), "", [*TOP_LEVEL_KEYS, "bertfast"]))
+    scheduler = raw.get("scheduler")
+    known = SCHEDULER_PARAMS.get(scheduler.get("type")) if isinstance(scheduler, dict) else None
+    for place, keys in (NESTED_KEYS | ({"scheduler.params": known} if known else {})).items():
+        node: Any = raw
+        for part in place.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        if node is None:
+            continue
+        if not isinstance(node, dict):
+            shown = json.dumps(node, default=str)
+            raise ConfigError(f"{source(place)}: {place} = {shown}: it must be an object; its keys: {_listed(keys)}")
+        for key in node:
+            if key not in keys:
+                raise ConfigError(_unknown_key(source, str(key), place, keys))
+
+
+def _read(file: Path) -> Any:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not valid UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    try:
+        if file.suffix.lower() in {".yaml", ".yml"}:
+            return yaml.load(text, Loader=_Loader)
+        return json.loads(text, object_pairs_hook=lambda pairs: _unique(file, pairs), parse_constant=lambda name: _no_constant(file, name))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{file}{place}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with the mends of YAML 1.2: 3e-5 is a number, `no` and a date are strings; and a repeated key is an error."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key_node.value!r} stands twice in one mapping", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def _unique(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"{file}: the key {key!r} stands twice in one object; keep one of them")
+    return dict(pairs)
+
+
+def _no_constant(file: Path, name: str) -> Any:
+    raise ConfigError(f"{file}: {name} is not a value that JSON knows; write a finite number")
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: write it as key.path=value, for example bertfast.train_input.batch_size=64")
+    try:
+        value = yaml.load(text, Loader=_Loader) if text else ""
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.strip().split(".")
+    node = raw
+    for depth, parent in enumerate(parents):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, not a block")
+    node[last] = value
+
+
+def _relevant(error: ValidationError, block: dict) -> list[dict]:
+    """Pydantic reports every branch of `task: str | TaskConfig`; keep the branch that the user meant."""
+    meant = "TaskConfig" if isinstance(block.get("task"), dict) else "str"
+    items = error.errors()
+    return [item for item in items if not (item["loc"][:1] == ("task",) and len(item["loc"]) > 1 and item["loc"][1] != meant)]
+
+
+def _explain(source: Callable[[str], str], item: dict) -> str:
+    """One of pydantic's errors in our words: source, key, value, and what to do."""
+    path = [str(part) for part in item["loc"] if part not in ("TaskConfig", "str")]
+    dotted, value, kind = ".".join(["bertfast", *path]), item.get("input"), item["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(source, path[-1], ".".join(["bertfast", *path[:-1]]), _fields_at(path[:-1]))
+    if kind == "missing":
+        return f"{source(dotted)}: {dotted} is missing; it is required"
+    message = item["msg"].removeprefix("Value error, ")
+    if kind == "model_type":
+        message = f"it must be an object; its keys: {_listed(_fields_at(path))}"
+    elif kind == "tuple_type":
+        message = 'it must be a list, for example ["sentence"]'
+    elif kind == "string_type" and value is not None:
+        message = "it must be a string; put it in quotation marks"
+    shown = "" if isinstance(value, dict) else f" = {json.dumps(value, default=str)}"
+    return f"{source(dotted)}: {dotted}{shown}: {message}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    blocks = {
+        "task": TaskConfig,
+        "model": ModelConfig,
+        "train_input": InputConfig,
+        "eval_input": InputConfig,
+        "head": HeadConfig,
+        "run": RunConfig,
+    }
+    return list(blocks[path[0]].model_fields if path else BertfastConfig.model_fields)
+
+
+def _unknown_key(source: Callable[[str], str], key: str, place: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {_listed(known)}"
+    where = f"in {place}" if place else "at the top level"
+    return f"{source(f'{place}.{key}' if place else key)}: unknown key {key!r} {where}; {hint}"
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,73 @@
+"""The keys that DeepSpeed reads (deepspeed.ai/docs/config-json and deepspeed 0.19), so that a misspelt one is named before anything starts.
+
+DeepSpeed ignores an unknown key at the top level in silence, and answers one inside a block with a traceback, seconds later. What
+`NESTED_KEYS` does not list is left to DeepSpeed.
+"""
+
+
+def _keys(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+TOP_LEVEL_KEYS = _keys(
+    """
+    activation_checkpointing aio amp autotuning bf16 bfloat16 checkpoint comet comms_logger communication_data_type compile
+    compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last disable_allgather
+    disable_python_gc dump_state eigenvalue elasticity expert_parallel flops_profiler fp16 gradient_accumulation_steps
+    gradient_allreduce_op gradient_clipping gradient_predivide_factor hybrid_engine log_level managed_gradient_accumulation
+    memory_breakdown nebula optimizer pipeline prescale_gradients progressive_layer_drop quantize_training scheduler
+    seq_parallel_communication_data_type sequence_parallel_size sparse_attention sparse_gradients steps_per_print tensor_parallel
+    tensorboard timers torch_autocast train_batch_size train_micro_batch_size_per_gpu use_data_before_expert_parallelism
+    vocabulary_size wall_clock_breakdown wandb weight_quantization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer
+    zero_optimization
+    """
+)
+
+_ZERO_KEYS = _keys(
+    """
+    allgather_bucket_size allgather_partitions compute_grad_norm contiguous_gradients cpu_offload cpu_offload_param
+    cpu_offload_use_pin_memory elastic_checkpoint enable_sanity_checks ignore_unused_parameters leaf_module legacy_stage1
+    load_from_fp32_weights log_trace_cache_warnings memory_efficient_linear offload_optimizer offload_param overlap_comm
+    override_module_apply parameter_alignment pipeline_loading_checkpoint reduce_bucket_size reduce_scatter round_robin_gradients
+    save_muon_momentum_buffer_in_memory stage stage3_gather_fp16_weights_on_model_save sub_group_size
+    use_multi_rank_bucket_allreduce zenflow zero_hpz_partition_size zero_quantized_gradients
+    zero_quantized_nontrainable_weights zero_quantized_weights
+    """
+)
+_STAGE_3_KEYS = _keys(  # each is read with the prefix stage3_ and without
+    """
+    allgather_sequential gather_16bit_weights_on_model_save max_live_parameters max_reuse_distance model_persistence_threshold
+    module_granularity_threshold param_persistence_threshold prefetch_bucket_size use_all_reduce_for_fetch_params
+    """
+)
+_BF16_KEYS = _keys("bf16_master_weights_and_grads bf16_optimizer_states check_grad_overflow enabled immediate_grad_update")
+_MONITOR_KEYS = _keys("enabled job_name output_path")
+
+NESTED_KEYS = {
+    "bf16": _BF16_KEYS,
+    "bfloat16": _BF16_KEYS,
+    "fp16": _keys(
+        """
+        auto_cast consecutive_hysteresis enabled fp16_master_weights_and_grads hysteresis initial_scale_power loss_scale
+        loss_scale_window min_loss_scale
+        """
+    ),
+    "zero_optimization": _ZERO_KEYS | _STAGE_3_KEYS | {f"stage3_{key}" for key in _STAGE_3_KEYS},
+    "zero_optimization.offload_param": _keys("buffer_count buffer_size device max_in_cpu nvme_path pin_memory"),
+    "zero_optimization.offload_optimizer": _keys(
+        "buffer_count cpuadam_cores_perc device fast_init nvme_path pin_memory pipeline_read pipeline_write ratio super_offload"
+    ),
+    "optimizer": _keys("legacy_fusion params type"),
+    "scheduler": _keys("params type"),
+    "tensorboard": _MONITOR_KEYS,
+    "csv_monitor": _MONITOR_KEYS,
+    "wandb": _keys("enabled group project team"),
+    "comet": _keys("api_key enabled experiment_key experiment_name mode online project samples_log_interval workspace"),
+}
+
+_WARMUP_KEYS = _keys("last_batch_iteration warmup_max_lr warmup_min_lr warmup_num_steps warmup_type")
+SCHEDULER_PARAMS = {
+    "WarmupLR": _WARMUP_KEYS,
+    "WarmupDecayLR": _WARMUP_KEYS | {"total_num_steps"},
+    "WarmupCosineLR": _keys("cos_min_ratio last_batch_iteration total_num_steps warmup_min_ratio warmup_num_steps warmup_type"),
+}

@@ -1,0 +1,219 @@
+"""DeepSpeed's side of the trainer: the ranks, the engine, its parameters made whole, and its state in and out."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertfast import checkpoint
+from bertfast.config import Config
+from bertfast.errors import CheckpointError, ConfigError
+from bertfast.model import BertClassifier
+from bertfast.optim import ADAMW_KEYS, adamw, linear_schedule, parameter_groups
+from bertfast.resolve import BatchSizes, resolve_deepspeed, resolve_warmup_steps
+
+_OWN_OPTIMIZERS = {"adam", "adamw"}
+_STATE, _MODEL = "state", "model"  # the two folders of a training checkpoint: DeepSpeed's, and transformers'
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: its number, theirs, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in order of rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        gathered = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+
+def start_ranks(device: str | None, threads: int | None) -> Ranks:
+    """Choose the device and, where a launcher started several processes, join them; without a launcher this is the only rank.
+
+    device: "cpu", "gpu" or None for a GPU where there is one.
+
+    Raises:
+        ConfigError: "gpu" where there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "gpu" and not has_gpu:
+        raise ConfigError("GPU was asked for, but torch sees none; leave GPU out, or install a torch built for your GPU")
+    on_gpu = has_gpu and device != "cpu"
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size)
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+        return Ranks(rank, world_size, torch.device("cuda", local_rank))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+    _keep_freed_memory()
+    return Ranks(rank, world_size, torch.device("cpu"))
+
+
+def join_ranks(ranks: Ranks) -> None:
+    """Start the process group, once per process; alone, as a group of one (DeepSpeed would look for MPI without these variables)."""
+    if torch.distributed.is_initialized():
+        return
+    if "MASTER_ADDR" not in os.environ:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel("WARNING")
+    deepspeed.init_distributed(dist_backend="nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
+
+
+def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total_steps: int, ranks: Ranks):
+    """The DeepSpeed engine around `model`, with bertfast's parameter groups, and AdamW and the linear schedule where the config leaves them to us.
+
+    DeepSpeed builds the optimizer itself where it is another one than Adam or AdamW, or is offloaded; and the scheduler where the config has one.
+    """
+    import deepspeed
+
+    resolved = resolve_deepspeed(config, sizes, total_steps, ranks.device.type, model.config.hidden_size)
+    block = resolved["optimizer"]
+    groups = parameter_groups(model, block["params"].get("weight_decay", 0.0))
+    kind, params = str(block.get("type", "AdamW")).lower(), block["params"]
+    offloaded = resolved.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
+    decoupled = kind == "adamw" or params.get("adam_w_mode", True)
+    optimizer = None
+    if kind in _OWN_OPTIMIZERS and decoupled and not offloaded and set(params) <= ADAMW_KEYS | {"torch_adam", "adam_w_mode", "bias_correction"}:
+        optimizer = adamw(groups, params)
+        del resolved["optimizer"]
+    scheduler = None
+    if "scheduler" not in resolved:
+        scheduler = linear_schedule(resolve_warmup_steps(config.bertfast.run, total_steps), total_steps)
+    join_ranks(ranks)
+    with _deepspeed_prints_to_stderr():
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            model_parameters=None if optimizer else groups,
+            lr_scheduler=scheduler,
+            config=resolved,
+            dist_init_required=False,
+        )
+    return engine
+
+
+def whole_state(engine) -> dict[str, torch.Tensor]:
+    """Every parameter by our name, float32 on the CPU, whatever the ZeRO stage and precision; all ranks must call, the first gets it."""
+    import deepspeed
+
+    masters = _masters(engine)
+    first = torch.distributed.get_rank() == 0
+    state = {}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if first:
+                state[name] = masters.get(name, parameter).detach().float().cpu().clone()
+    return state
+
+
+def save_training_state(engine, folder: Path, step: int, client_state: dict, write_model, ranks: Ranks) -> None:
+    """Write the checkpoint of `step`: DeepSpeed's state by all ranks, the model by the first, then sealed and renamed into place.
+
+    write_model: called on the first rank with a folder, to fill it with the model as transformers loads it.
+
+    Raises:
+        CheckpointError: naming the folder that cannot be written.
+    """
+    final = checkpoint.step_folder(folder, step)
+    beside = checkpoint.unfinished(final)
+    try:
+        if ranks.is_first:
+            checkpoint.remove(beside)
+            beside.mkdir(parents=True)
+        ranks.barrier()
+        engine.save_checkpoint(str(beside), tag=_STATE, client_state=client_state, save_latest=False)
+        ranks.barrier()
+        if ranks.is_first:
+            (beside / _MODEL).mkdir()
+            write_model(beside / _MODEL)
+            checkpoint.seal(beside)
+            checkpoint.put_in_place(final)
+        ranks.barrier()
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if ranks.is_first:
+            checkpoint.remove(beside)
+        raise CheckpointError(f"{final}: cannot be written: {error}; the checkpoints before it are kept") from error
+
+
+def load_training_state(engine, path: Path) -> dict:
+    """Load weights, optimizer and schedule from a checkpoint; returns the client state that was saved with them."""
+    try:
+        _, client_state = engine.load_checkpoint(str(path), tag=_STATE)
+    except (RuntimeError, KeyError, ValueError, AssertionError, OSError) as error:
+        raise CheckpointError(f"{path}: does not fit this run ({type(error).__name__}: {error}); resume with the config that wrote it") from error
+    if client_state is None:
+        raise CheckpointError(f"{path}: DeepSpeed finds no state there; resume with the ZeRO stage that wrote it")
+    return client_state
+
+
+def model_folder(path: str) -> str:
+    """The transformers folder that a path means: a run's folder holds it as `model`, a training checkpoint too."""
+    inner = Path(path) / _MODEL
+    return str(inner) if not (Path(path) / "config.json").is_file() and (inner / "config.json").is_file() else path
+
+
+def _masters(engine) -> dict[str, torch.Tensor]:
+    """The float32 master of each half-precision parameter, where DeepSpeed holds it whole on this rank."""
+    if next(engine.module.parameters()).dtype == torch.float32 or engine.zero_optimization_stage() > 0:
+        return {}
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    found = {name: safe_get_full_fp32_param(parameter) for name, parameter in engine.module.named_parameters()}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed blocks rather than hand them back and fault them in again at every step (5 to 10 % of a step on a CPU)."""
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt, and needs none
+        libc = ctypes.CDLL("libc.so.6")
+        mmap_threshold, trim_threshold = -3, -1
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _deepspeed_prints_to_stderr():
+    """Standard output belongs to the run's own lines."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,211 @@
+"""The one parser: `bertfast COMMAND [CPU|GPU] --flags`, and the same flags for launch.py, where --mode takes the command's place.
+
+A flag that changes the run stands for a config key, which its help names; `overrides` turns it into that key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from bertfast import __version__
+from bertfast.errors import ConfigError
+
+COMMANDS = {
+    "train": "fine-tune a classifier; evaluates too where the config has an eval_input",
+    "eval": "evaluate a fine-tuned model on the eval_input",
+    "predict": "classify a file or standard input with a fine-tuned model",
+    "validate": "check config, data, tokenizer and weights, run one step, and estimate memory",
+}
+MODES = ("train", "eval", "train_and_eval", "predict")
+DEVICES = ("cpu", "gpu")
+_SUMMARY = "Fine-tune BERT classifiers on packed sequences."
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: its names, the commands that take it, argparse's options, and the config key it sets (to `value`, where it takes none)."""
+
+    names: tuple[str, ...]
+    help: str
+    commands: tuple[str, ...] = tuple(COMMANDS)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    value: bool | None = None
+
+    @property
+    def dest(self) -> str:
+        return self.names[0].removeprefix("--")
+
+
+_SWITCH = {"action": "store_true"}
+
+FLAGS = (
+    Flag(("--config", "--params"), "the config, JSON or YAML; a bare name is also looked for in configs/", options={"metavar": "FILE"}),
+    Flag(
+        ("--set",),
+        "replace a config value, for example bertfast.train_input.batch_size=64; repeatable",
+        options={"metavar": "KEY=VALUE", "action": "append", "default": []},
+    ),
+    Flag(("--model_dir",), "where the run keeps what it makes", options={"metavar": "FOLDER"}, key="bertfast.run.model_dir"),
+    Flag(
+        ("--checkpoint_path",),
+        "the weights to start from; with --resume, the training checkpoint to continue; for eval and predict, the model or training "
+        "checkpoint to use (left out: model_dir/model)",
+        options={"metavar": "FOLDER"},
+        key="bertfast.model.checkpoint",
+    ),
+    Flag(
+        ("--is_pretrained_checkpoint",),
+        "the checkpoint is a pre-trained one: leave its head aside and make a new one",
+        commands=("train", "validate"),
+        options=_SWITCH,
+        key="bertfast.model.is_pretrained_checkpoint",
+        value=True,
+    ),
+    Flag(
+        ("--load_checkpoint_states",),
+        "from a training checkpoint take the weights and nothing else",
+        options={"choices": ["model"]},
+        key="bertfast.model.load_checkpoint_states",
+    ),
+    Flag(
+        ("--disable_strict_checkpoint_loading",),
+        "report tensors that are missing or do not fit, and go on",
+        options=_SWITCH,
+        key="bertfast.model.strict",
+        value=False,
+    ),
+    Flag(("--resume",), "continue from the newest whole checkpoint of model_dir", commands=("train",), options=_SWITCH),
+    Flag(("--validate_only",), "check everything, print a table, train nothing; exits 0 or 2", commands=("train",), options=_SWITCH),
+    Flag(("--profile_startup",), "print where the time to the first step goes", commands=("train", "eval", "predict"), options=_SWITCH),
+    Flag(
+        ("--input",),
+        "a file like the task's test file or your own data, a .txt with one text a line, a folder of the task, or - for standard input "
+        "(left out: what is piped in, or else the test split of eval_input)",
+        commands=("predict",),
+        options={"metavar": "FILE"},
+    ),
+    Flag(
+        ("--output",),
+        "a file, or a folder, in which files take GLUE's official names (left out: standard output)",
+        commands=("predict",),
+        options={"metavar": "FILE"},
+    ),
+    Flag(
+        ("--format",),
+        "glue: index<TAB>prediction, as GLUE's server takes it; jsonl: with probabilities (left out: glue for a folder or a .tsv)",
+        commands=("predict",),
+        options={"choices": ["glue", "jsonl"]},
+    ),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors as ours: one message, no usage, exit code 2. `flags` are those that it takes."""
+
+    flags: tuple[Flag, ...] = ()
+
+    def take(self, *flags: Flag) -> None:
+        self.flags = (*self.flags, *flags)
+        for flag in flags:
+            key = f" ({flag.key}{'' if flag.value is None else f' = {json.dumps(flag.value)}'})" if flag.key else ""
+            self.add_argument(*flag.names, help=f"{flag.help}{key}", **flag.options)
+        self.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher gives it
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}\nSee {self.prog} --help.")
+
+
+def parse_command(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of `bertfast`, with `command` and `device` ("cpu", "gpu" or None) among them.
+
+    Raises:
+        ConfigError: naming the flag that is unknown (with the nearest known one), missing or wrong.
+        SystemExit: after --help or --version.
+    """
+    parser = _Parser(prog="bertfast", description=_SUMMARY, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"bertfast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        usage = f"bertfast {name} [CPU|GPU] --config FILE [flags]"
+        description = f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(name, help=summary, description=description, usage=usage, allow_abbrev=False)
+        command.take(*(flag for flag in FLAGS if name in flag.commands))
+        command.set_defaults(parser=command)
+    device, rest = _take_device(argv)
+    arguments, extra = parser.parse_known_args(rest)
+    return _checked(arguments, extra, device)
+
+
+def parse_launch(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of launch.py: those of every command, and --mode, from which `command` is made. Raises as `parse_command` does."""
+    usage = "deepspeed launch.py [CPU|GPU] --config FILE [flags]"
+    parser = _Parser(prog="launch.py", description=_SUMMARY, usage=usage, allow_abbrev=False)
+    what = "what to do (left out: train, which evaluates too where the config has an eval_input)"
+    parser.take(Flag(("--mode",), what, options={"choices": MODES, "default": "train"}), *FLAGS)
+    parser.set_defaults(parser=parser)
+    device, rest = _take_device(argv)
+    arguments, extra = parser.parse_known_args(rest)
+    arguments.command = arguments.mode
+    return _checked(arguments, extra, device)
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """Every --set, and after them the flags that stand for a config key, as `key.path=value`."""
+    found = list(arguments.set)
+    for flag in FLAGS:
+        given = getattr(arguments, flag.dest, None)
+        if flag.key and given and (flag.dest != "checkpoint_path" or starts_from_checkpoint(arguments)):
+            found.append(f"{flag.key}={json.dumps(given if flag.value is None else flag.value)}")
+    return found
+
+
+def starts_from_checkpoint(arguments: argparse.Namespace) -> bool:
+    """Whether --checkpoint_path means the weights to start from, and not a run to continue or a model to judge."""
+    return arguments.command in ("train", "train_and_eval", "validate") and not arguments.resume
+
+
+def _take_device(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """A leading CPU or GPU, in any case, and the other arguments. What deepspeed puts in front, and the command, may stand before it."""
+    for place, word in enumerate(argv):
+        if word.lower() in DEVICES:
+            return word.lower(), [*argv[:place], *argv[place + 1 :]]
+        if word not in COMMANDS and not word.startswith("--local_rank="):
+            break
+    return None, list(argv)
+
+
+def _checked(arguments: argparse.Namespace, extra: list[str], device: str | None) -> argparse.Namespace:
+    parser = arguments.parser
+    for word in extra:
+        parser.error(_unknown(word, parser))
+    arguments.device = device
+    command = arguments.command
+    for flag in FLAGS:
+        given = vars(arguments).setdefault(flag.dest, None)
+        if given and command.removesuffix("_and_eval") not in flag.commands:
+            parser.error(f"{flag.names[0]} is for {' and '.join(flag.commands)}, not for {command}")
+    if arguments.validate_only:
+        arguments.command = command = "validate"
+    judging = command in ("eval", "predict")
+    if arguments.config is None and not (judging and arguments.checkpoint_path):
+        instead = ", or the folder of a fine-tuned model with --checkpoint_path" if judging else ""
+        parser.error(f"--config is missing: name a config file, for example --config ds_mnli.json{instead}")
+    return arguments
+
+
+def _unknown(word: str, parser: _Parser) -> str:
+    if not word.startswith("-"):
+        if word.lower() in DEVICES:
+            return f"{word} must stand first, before the flags"
+        instead = f"; did you mean --config {word}?" if word.endswith((".json", ".yaml", ".yml")) else ""
+        return f"unexpected argument {word!r}{instead}"
+    name = word.partition("=")[0]
+    known = [name for flag in parser.flags for name in flag.names]
+    near = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), known, 1)
+    return f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else f"known flags: {', '.join(sorted(known))}")

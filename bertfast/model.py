@@ -1,0 +1,284 @@
+"""The whole network on one page: embeddings, encoder, pooler and head over a packed stream of tokens (Devlin et al. 2019).
+
+Each module owns the parameters that its own forward reads, because ZeRO stage 3 gathers parameters module by module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from bertfast.errors import CheckpointError
+from bertfast.packing import IGNORE_LABEL, PackedBatch
+from bertfast.weights import LoadReport, from_transformers_names, read_weights, to_transformers_names, write_weights
+from bertfast_kernels import (
+    Dropout,
+    bias_gelu,
+    cross_entropy,
+    dropout_add_layer_norm,
+    embedding_layer_norm,
+    varlen_attention,
+    varlen_cls_attention,
+)
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+# T tokens, B sequences, N heads, H head size, D hidden, F feed-forward, C classes, V vocabulary, P positions, S segments
+
+_GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+
+
+class RandomBits(NamedTuple):
+    """Where the dropout of one forward pass comes from: a key, int64 [2] of (seed, step), or a numpy stream (see bertfast_kernels.dropout)."""
+
+    key: torch.Tensor | None = None
+    stream: np.random.Generator | None = None
+
+    @classmethod
+    def from_torch(cls) -> RandomBits:
+        """A stream seeded by torch's own generator, so that torch.manual_seed decides it."""
+        return cls(stream=np.random.Generator(np.random.SFC64(torch.randint(2**62, ()).item())))
+
+
+class _Pack(NamedTuple):
+    """What the layers need to know of a batch: its layout, and whose token each row is."""
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    example_ids_T: torch.Tensor | None
+    position_ids_T: torch.Tensor
+    bits: RandomBits | None  # None: no dropout
+
+    def dropout(self, p: float, site: int) -> Dropout | None:
+        if self.bits is None or p == 0.0:
+            return None
+        return Dropout(p, site, self.bits.key, self.example_ids_T, self.position_ids_T, self.bits.stream)
+
+    def cls_rows(self) -> _Pack:
+        """The same for a tensor that holds only each sequence's first row."""
+        first = self.cu_seqlens[:-1].long()
+        ids = None if self.example_ids_T is None else self.example_ids_T[first]
+        return self._replace(example_ids_T=ids, position_ids_T=self.position_ids_T[first])
+
+
+class BertClassifier(nn.Module):
+    """A BERT encoder with a pooler and a linear head. `model(batch)` takes a PackedBatch and gives logits [B, C].
+
+    `config` is a transformers BertConfig; its num_labels is C (1 means regression).
+    """
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        if config.hidden_act not in _GELU:
+            raise CheckpointError(f"hidden_act is {config.hidden_act!r}; bertfast computes {', '.join(_GELU)}")
+        if config.hidden_size % config.num_attention_heads:
+            raise CheckpointError(f"hidden_size {config.hidden_size} does not divide into {config.num_attention_heads} attention heads")
+        self.config = config
+        self.num_labels = config.num_labels
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier_dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.load_report: LoadReport | None = None
+        self.apply(self._initialise)
+
+    def forward(self, batch: PackedBatch, bits: RandomBits | None = None) -> torch.Tensor:
+        """Logits [B, C]. In training mode `bits` feeds dropout; left out, torch's generator seeds it."""
+        pack = self._pack(batch, bits)
+        x_TD = self.embeddings(batch, pack)
+        for layer in self.layers[:-1]:
+            x_TD = layer(x_TD, pack)
+        cls_BD = self.layers[-1](x_TD, pack, cls_only=True)
+        pooled_BD = torch.tanh(self.pooler(cls_BD))
+        if self.training and self.classifier_dropout:
+            pooled_BD = self._drop_pooled(pooled_BD, pack.cls_rows())
+        return self.classifier(pooled_BD)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_name: str,
+        num_labels: int | None = None,
+        label_names: tuple[str, ...] | None = None,
+        *,
+        strict: bool = True,
+        new_head: bool = False,
+        overrides: dict | None = None,
+    ) -> BertClassifier:
+        """Load a transformers checkpoint of a BERT encoder, with or without a classification head, in float32.
+
+        Args:
+            folder_or_name: a local folder, or a model's name on the hub.
+            num_labels: C; left out, the checkpoint's own.
+            label_names: what the classes are called, in order; written to id2label when the model is saved.
+            strict: False reports missing and misshapen encoder weights, and leaves them as initialised, in place of an error.
+            new_head: make the classification head anew even where the checkpoint has one that fits.
+            overrides: config values to replace, for example {"hidden_dropout_prob": 0.0}.
+
+        Raises:
+            CheckpointError: naming the folder and the tensors that do not fit.
+        """
+        config, state = read_weights(folder_or_name)
+        config.update({key: value for key, value in (overrides or {}).items() if value is not None})
+        if num_labels is not None and num_labels != config.num_labels:
+            config.num_labels = num_labels
+            new_head = True
+        if label_names is not None:
+            config.id2label = dict(enumerate(label_names))
+            config.label2id = {name: index for index, name in enumerate(label_names)}
+        if new_head:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+        model = cls(config)
+        model.load_report = model.load_transformers_state(state, source=str(folder_or_name), strict=strict)
+        return model
+
+    @classmethod
+    def from_transformers(cls, model: nn.Module) -> BertClassifier:
+        """The same network as a transformers BertForSequenceClassification, with copies of its weights."""
+        ours = cls(model.config)
+        ours.load_transformers_state(model.state_dict(), source=type(model).__name__, strict=True)
+        return ours
+
+    def load_transformers_state(self, state: dict[str, torch.Tensor], source: str, strict: bool = True) -> LoadReport:
+        """Copy weights under transformers' names into the model; see `from_pretrained` for `strict`."""
+        ours, unexpected = from_transformers_names(state)
+        report = LoadReport.compare(source, ours, self.state_dict(), unexpected)
+        report.check(strict)
+        self.load_state_dict({name: ours[name] for name in report.loaded}, strict=False)
+        return report
+
+    def save_pretrained(self, folder: str, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Write config.json and model.safetensors, which transformers' AutoModelForSequenceClassification loads unchanged.
+
+        state: the parameters by our names, where the model itself does not hold them whole (ZeRO stage 3).
+        """
+        write_weights(folder, self.config, to_transformers_names(self.state_dict() if state is None else state))
+
+    def _pack(self, batch: PackedBatch, bits: RandomBits | None) -> _Pack:
+        if not self.training:
+            return _Pack(batch.cu_seqlens, batch.max_seqlen, None, batch.position_ids, None)
+        bits = bits or RandomBits.from_torch()
+        example_ids_T = None
+        if bits.key is not None:
+            example_ids_T = batch.example_ids.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
+        return _Pack(batch.cu_seqlens, batch.max_seqlen, example_ids_T, batch.position_ids, bits)
+
+    def _drop_pooled(self, pooled_BD: torch.Tensor, rows: _Pack) -> torch.Tensor:
+        from bertfast_kernels.dropout import dropped
+
+        return dropped(pooled_BD, rows.dropout(self.classifier_dropout, 3 * len(self.layers) + 1))
+
+    def _initialise(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Embeddings):
+            for table in (module.word, module.position, module.segment):
+                nn.init.normal_(table, std=std)
+
+
+class Embeddings(nn.Module):
+    """Word, segment and position embeddings, LayerNorm, dropout: ids [T] -> [T, D]."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.word = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.segment = nn.Parameter(torch.empty(config.type_vocab_size, config.hidden_size))
+        self.position = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.eps = config.layer_norm_eps
+        self.p = config.hidden_dropout_prob
+
+    def forward(self, batch: PackedBatch, pack: _Pack) -> torch.Tensor:
+        ids = (batch.input_ids, batch.token_type_ids, batch.position_ids)
+        return embedding_layer_norm(*ids, self.word, self.segment, self.position, self.weight, self.bias, self.eps, pack.dropout(self.p, 0))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each with dropout, residual and LayerNorm: [T, D] -> [T, D], or [B, D] with cls_only."""
+
+    def __init__(self, config: BertConfig, index: int):
+        super().__init__()
+        size, wide = config.hidden_size, config.intermediate_size
+        self.qkv = QkvProjection(size, config.num_attention_heads)
+        self.attention_out = nn.Linear(size, size, bias=False)
+        self.attention_norm = DropoutAddLayerNorm(config, site=3 * index + 2)
+        self.ffn_up = nn.Linear(size, wide, bias=False)
+        self.gelu = BiasGelu(wide, _GELU[config.hidden_act])
+        self.ffn_down = nn.Linear(wide, size, bias=False)
+        self.ffn_norm = DropoutAddLayerNorm(config, site=3 * index + 3)
+        self.attention_p, self.attention_site = config.attention_probs_dropout_prob, 3 * index + 1
+
+    def forward(self, x_TD: torch.Tensor, pack: _Pack, cls_only: bool = False) -> torch.Tensor:
+        dropout = pack.dropout(self.attention_p, self.attention_site)
+        if cls_only:
+            cls = pack.cu_seqlens[:-1].long()
+            q_BNH, kv_T2NH = self.qkv(x_TD, cls)
+            heads_TD = varlen_cls_attention(q_BNH, kv_T2NH, pack.cu_seqlens, pack.max_seqlen, dropout)
+            x_TD, pack = x_TD[cls], pack.cls_rows()
+        else:
+            heads_TD = varlen_attention(self.qkv(x_TD), pack.cu_seqlens, pack.max_seqlen, dropout)
+        x_TD = self.attention_norm(self.attention_out(heads_TD), x_TD, pack)
+        return self.ffn_norm(self.ffn_down(self.gelu(self.ffn_up(x_TD))), x_TD, pack)
+
+
+class QkvProjection(nn.Linear):
+    """Queries, keys and values in one product: [T, D] -> [T, 3, N, H]; with rows [B], q [B, N, H] of those rows and kv [T, 2, N, H] of all."""
+
+    def __init__(self, hidden_size: int, n_heads: int):
+        super().__init__(hidden_size, 3 * hidden_size)
+        self.heads = (n_heads, hidden_size // n_heads)
+
+    def forward(self, x_TD: torch.Tensor, query_rows: torch.Tensor | None = None):
+        if query_rows is None:
+            return super().forward(x_TD).unflatten(1, (3, *self.heads))
+        size = self.in_features
+        q_BNH = nn.functional.linear(x_TD[query_rows], self.weight[:size], self.bias[:size]).unflatten(1, self.heads)
+        kv_T2NH = nn.functional.linear(x_TD, self.weight[size:], self.bias[size:]).unflatten(1, (2, *self.heads))
+        return q_BNH, kv_T2NH
+
+
+class DropoutAddLayerNorm(nn.Module):
+    """LayerNorm(residual + dropout(x + x_bias)); x_bias is the bias of the product that made x."""
+
+    def __init__(self, config: BertConfig, site: int):
+        super().__init__()
+        self.x_bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.eps, self.p, self.site = config.layer_norm_eps, config.hidden_dropout_prob, site
+
+    def forward(self, x_TD: torch.Tensor, residual_TD: torch.Tensor, pack: _Pack) -> torch.Tensor:
+        return dropout_add_layer_norm(x_TD, self.x_bias, residual_TD, self.weight, self.bias, self.eps, pack.dropout(self.p, self.site))
+
+
+class BiasGelu(nn.Module):
+    """gelu(x + bias); bias is that of the product that made x."""
+
+    def __init__(self, size: int, approximate: str):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.approximate = approximate
+
+    def forward(self, x_TF: torch.Tensor) -> torch.Tensor:
+        return bias_gelu(x_TF, self.bias, self.approximate)
+
+
+def loss_sum(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    """The loss summed over examples, a float32 scalar: cross entropy, or squared error where C is 1 (as in transformers, but not averaged).
+
+    labels: int [B] with IGNORE_LABEL for fillers, or float [B] with NaN for fillers.
+    """
+    if logits_BC.shape[1] > 1:
+        return cross_entropy(logits_BC, labels_B, IGNORE_LABEL)
+    target_B = labels_B.float()
+    error_B = torch.where(target_B.isnan(), 0.0, logits_BC[:, 0].float() - target_B.nan_to_num())
+    return error_B.square().sum()

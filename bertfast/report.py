@@ -1,0 +1,215 @@
+"""What a run leaves behind: results.json, the model card, and bertfast.json, which lets a model folder stand alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bertfast.atomic import replacing, write_json
+from bertfast.config import Config, TaskConfig
+from bertfast.tasks import Task
+
+RESULTS_FILE = "results.json"
+CARD_FILE = "README.md"
+MODEL_CONFIG_FILE = "bertfast.json"
+_PACKAGES = ("bertfast", "torch", "transformers", "deepspeed", "datasets", "tokenizers")
+_HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr"}  # the hub's names where they are not ours
+
+
+def run_facts(config: Config, started: datetime, finished: datetime | None = None) -> dict[str, Any]:
+    """Where numbers come from: dates (UTC), seed, command, config file, machine, versions, and the commit of bertfast's own repository."""
+    finished = finished or datetime.now(UTC)
+    return {
+        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "finished": finished.astimezone(UTC).isoformat(timespec="seconds"),
+        "seed": config.bertfast.run.seed,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": None if config.path is None else str(config.path),
+        "platform": platform.platform(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "commit": _commit(),
+    }
+
+
+def write_results(model_dir: str | Path, results: dict[str, Any]) -> Path:
+    """Write results.json into `model_dir`, whole or not at all; returns its path."""
+    path = Path(model_dir) / RESULTS_FILE
+    write_json(path, results)
+    return path
+
+
+def write_model_config(folder: str | Path, config: Config, task: Task) -> None:
+    """Write bertfast.json into a model folder: the bertfast block, with the labels that `task` found in the training data.
+
+    `bertfast eval` and `predict --checkpoint_path FOLDER` read it, so that the folder needs no other config.
+    """
+    block = config.bertfast
+    if isinstance(block.task, TaskConfig):
+        block = block.model_copy(
+            update={"task": block.task.model_copy(update={"label_names": task.label_names, "metric": task.main_metric})}
+        )
+    write_json(Path(folder) / MODEL_CONFIG_FILE, {"bertfast": block.model_dump(mode="json", exclude_none=True)})
+
+
+def write_model_card(folder: str | Path, results: dict[str, Any], config: Config, task: Task) -> None:
+    """Write README.md into a model folder: the hub's front matter, a table of metrics, how it was trained, and how to load it.
+
+    results: `metrics` (split -> metric -> value), and where present `training` (a flat dictionary of facts, shown as a table) and `run`
+    (see `run_facts`). The license is left to whoever publishes the model. Paths of this machine are not shown.
+    """
+    base = config.bertfast.model.checkpoint
+    base_name = Path(base).name if _is_local(base) else base
+    parts = [
+        "---",
+        yaml.safe_dump(_front_matter(results, config, task), sort_keys=False, allow_unicode=True).rstrip(),
+        "# license: to be filled in by whoever publishes this model",
+        "---",
+        "",
+        f"# {base_name}, fine-tuned on {task.name}",
+        "",
+        f"A BERT {'regressor' if task.is_regression else 'classifier'} of {'sentence pairs' if task.is_pair else 'single texts'}, "
+        f"fine-tuned from `{base_name}` with bertfast.",
+        "",
+        *_labels(task),
+        "## Results",
+        "",
+        *_metrics_table(results.get("metrics", {})),
+        "",
+        "## Training",
+        "",
+        *_table(["", ""], [[name, _shown(value)] for name, value in _set_up(results, config).items()]),
+        "",
+        "## Use",
+        "",
+        *_usage(config, task),
+    ]
+    with replacing(Path(folder) / CARD_FILE) as file:
+        file.write("\n".join(parts) + "\n")
+
+
+def _front_matter(results: dict[str, Any], config: Config, task: Task) -> dict[str, Any]:
+    base = config.bertfast.model.checkpoint
+    card: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    if not _is_local(base):
+        card["base_model"] = base
+    if task.hub:
+        card["datasets"] = [task.hub.name]
+    card["metrics"] = [_HUB_METRICS.get(name, name) for name in task.metrics]
+    card["tags"] = ["bertfast", "bert"]
+    evaluations = [
+        {
+            "task": {"type": "text-classification"},
+            "dataset": _dataset(task, split),
+            "metrics": [{"type": _HUB_METRICS.get(name, name), "value": round(value, 6)} for name, value in metrics.items()],
+        }
+        for split, metrics in results.get("metrics", {}).items()
+    ]
+    if evaluations:
+        card["model-index"] = [{"name": Path(config.bertfast.run.model_dir).name, "results": evaluations}]
+    return card
+
+
+def _dataset(task: Task, split: str) -> dict[str, str]:
+    if not task.hub:
+        return {"name": task.name, "type": task.name, "split": split}
+    config = {"config": task.hub.config} if task.hub.config else {}
+    return {"name": task.name, "type": task.hub.name, **config, "split": task.hub.splits.get(split, split)}
+
+
+def _labels(task: Task) -> list[str]:
+    if task.is_regression:
+        return []
+    return ["## Labels", "", *_table(["id", "label"], [[str(index), name] for index, name in enumerate(task.label_names)]), ""]
+
+
+def _metrics_table(metrics: dict[str, dict[str, float]]) -> list[str]:
+    if not metrics:
+        return ["Not evaluated."]
+    names = list(dict.fromkeys(name for split in metrics.values() for name in split))
+    rows = [[split, *(_shown(values[name]) if name in values else "" for name in names)] for split, values in metrics.items()]
+    return _table(["split", *names], rows)
+
+
+def _set_up(results: dict[str, Any], config: Config) -> dict[str, Any]:
+    block, optimizer = config.bertfast, config.deepspeed.get("optimizer", {})
+    facts: dict[str, Any] = {
+        "epochs": block.run.epochs if block.run.max_steps is None else None,
+        "optimizer steps": block.run.max_steps,
+        "batch size": block.train_input.batch_size if block.train_input else None,
+        "maximum sequence length": block.train_input.max_sequence_length if block.train_input else None,
+        "optimizer": optimizer.get("type"),
+        "learning rate": optimizer.get("params", {}).get("lr"),
+        "weight decay": optimizer.get("params", {}).get("weight_decay"),
+        "ZeRO stage": config.deepspeed.get("zero_optimization", {}).get("stage", 0),
+        "seed": block.run.seed,
+        **results.get("training", {}),
+    }
+    run = results.get("run", {})
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items() if version) or None
+    facts["commit"] = run.get("commit")
+    facts["trained on"] = run.get("finished")
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _usage(config: Config, task: Task) -> list[str]:
+    texts = '"The first text.", "The second text."' if task.is_pair else '"A text to judge."'
+    length = config.bertfast.train_input.max_sequence_length if config.bertfast.train_input else 512
+    answer = "logits.item()" if task.is_regression else "model.config.id2label[logits.argmax(-1).item()]"
+    return [
+        "```python",
+        "import torch",
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        "",
+        'folder = "."  # where this file lies',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "model = AutoModelForSequenceClassification.from_pretrained(folder).eval()",
+        f'features = tokenizer({texts}, truncation=True, max_length={length}, return_tensors="pt")',
+        "with torch.no_grad():",
+        "    logits = model(**features).logits",
+        f"print({answer})",
+        "```",
+        "",
+        "Or, for whole files, at the speed of packed batches: `bertfast predict --checkpoint_path . --input texts.txt`",
+    ]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    cells = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_local(checkpoint: str) -> bool:
+    return Path(checkpoint).expanduser().exists() or checkpoint.startswith((".", "/", "~"))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that holds this file, with "-dirty" where files differ; None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{head}-dirty" if changed else head

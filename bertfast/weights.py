@@ -1,0 +1,234 @@
+"""Hugging Face folders in and out: config.json with model.safetensors (or pytorch_model.bin), and the names of their tensors.
+
+Knows tensors by name and no model. Our names differ from transformers' in two ways: query, key and value are one matrix, and a product's bias
+belongs to the op that adds it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bertfast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+_OUTSIDE_LAYERS = {
+    "embeddings.word": "bert.embeddings.word_embeddings.weight",
+    "embeddings.position": "bert.embeddings.position_embeddings.weight",
+    "embeddings.segment": "bert.embeddings.token_type_embeddings.weight",
+    "embeddings.weight": "bert.embeddings.LayerNorm.weight",
+    "embeddings.bias": "bert.embeddings.LayerNorm.bias",
+    "pooler.weight": "bert.pooler.dense.weight",
+    "pooler.bias": "bert.pooler.dense.bias",
+    "classifier.weight": "classifier.weight",
+    "classifier.bias": "classifier.bias",
+}
+_IN_LAYER = {
+    "attention_out.weight": "attention.output.dense.weight",
+    "attention_norm.x_bias": "attention.output.dense.bias",
+    "attention_norm.weight": "attention.output.LayerNorm.weight",
+    "attention_norm.bias": "attention.output.LayerNorm.bias",
+    "ffn_up.weight": "intermediate.dense.weight",
+    "gelu.bias": "intermediate.dense.bias",
+    "ffn_down.weight": "output.dense.weight",
+    "ffn_norm.x_bias": "output.dense.bias",
+    "ffn_norm.weight": "output.LayerNorm.weight",
+    "ffn_norm.bias": "output.LayerNorm.bias",
+}
+_QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
+_HEADS_MADE_ANEW = ("pooler.", "classifier.")
+_LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)")
+# Buffers and heads of other tasks: no fault of a checkpoint, and not worth a line of the report.
+_HARMLESS = re.compile(r"bert\.embeddings\.(position_ids|token_type_ids)|cls\..*")
+
+
+@dataclass
+class LoadReport:
+    """What became of each tensor: names are ours, save for `unexpected`, which are the checkpoint's."""
+
+    source: str
+    loaded: list[str]
+    missing: list[str]
+    misshapen: list[str]  # "name: [checkpoint's shape], the model wants [shape]"
+    unexpected: list[str]
+
+    @classmethod
+    def compare(cls, source: str, given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], unexpected: list[str]) -> LoadReport:
+        """Hold the tensors given, by our names, against those that the model wants."""
+        misshapen = {
+            name: f"{name}: {list(given[name].shape)}, the model wants {list(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in given and given[name].shape != tensor.shape
+        }
+        loaded = [name for name in wanted if name in given and name not in misshapen]
+        missing = [name for name in wanted if name not in given]
+        extra = [name for name in given if name not in wanted]
+        return cls(source, loaded, missing, list(misshapen.values()), unexpected + extra)
+
+    @property
+    def made_anew(self) -> list[str]:
+        """Pooler and head tensors that the checkpoint does not have: expected of a pre-trained one."""
+        return [name for name in self.missing if name.startswith(_HEADS_MADE_ANEW)]
+
+    def check(self, strict: bool) -> None:
+        """Raise CheckpointError where the encoder is not whole, unless not strict; nothing loaded at all is always an error."""
+        absent = [name for name in self.missing if name not in self.made_anew]
+        faults = [f"missing: {name}" for name in absent] + [f"wrong shape: {line}" for line in self.misshapen]
+        if faults and (strict or not self.loaded):
+            shown = "\n  ".join(faults[:10] + ([f"... and {len(faults) - 10} more"] if len(faults) > 10 else []))
+            raise CheckpointError(
+                f"{self.source} does not fit the model:\n  {shown}\n"
+                "Give a checkpoint of the same architecture, or pass over these tensors with --disable_strict_checkpoint_loading."
+            )
+
+    def summary(self) -> str:
+        """One line for a person."""
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        if self.made_anew:
+            parts.append(f"made anew: {', '.join(self.made_anew)}")
+        absent = [name for name in self.missing if name not in self.made_anew]
+        for name, items in (("missing", absent), ("wrong shape", self.misshapen), ("unexpected", self.unexpected)):
+            if items:
+                parts.append(f"{name}: {', '.join(items[:5])}" + (f" and {len(items) - 5} more" if len(items) > 5 else ""))
+        return f"{self.source}: " + "; ".join(parts)
+
+
+def from_transformers_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Tensors by transformers' names -> float32 tensors by ours, and the names that bertfast has no use for.
+
+    Takes a BertModel's names (no `bert.` prefix) too, and the `gamma` and `beta` of the first PyTorch releases.
+    """
+    state = {_modern(name): tensor for name, tensor in state.items()}
+    ours, used = {}, set()
+
+    def take(our_name: str, *their_names: str) -> None:
+        if all(name in state for name in their_names):
+            tensors = [state[name].float() for name in their_names]
+            ours[our_name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+            used.update(their_names)
+
+    for our_name, their_name in _OUTSIDE_LAYERS.items():
+        take(our_name, their_name)
+    for index in sorted({int(match[1]) for name in state if (match := _LAYER.fullmatch(name))}):
+        theirs = f"bert.encoder.layer.{index}."
+        for part in ("weight", "bias"):
+            take(f"layers.{index}.qkv.{part}", *(f"{theirs}{name}.{part}" for name in _QKV))
+        for our_name, their_name in _IN_LAYER.items():
+            take(f"layers.{index}.{our_name}", theirs + their_name)
+    return ours, [name for name in state if name not in used and not _HARMLESS.fullmatch(name)]
+
+
+def to_transformers_names(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by our names -> contiguous tensors by the names of transformers' BertForSequenceClassification."""
+    theirs = {}
+    for name, tensor in ours.items():
+        if name in _OUTSIDE_LAYERS:
+            theirs[_OUTSIDE_LAYERS[name]] = tensor
+            continue
+        _, index, inner = name.split(".", 2)
+        prefix = f"bert.encoder.layer.{index}."
+        if inner.startswith("qkv."):
+            for their_name, part in zip(_QKV, tensor.chunk(3), strict=True):
+                theirs[f"{prefix}{their_name}.{inner.removeprefix('qkv.')}"] = part
+        else:
+            theirs[prefix + _IN_LAYER[inner]] = tensor
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in theirs.items()}
+
+
+def read_weights(folder_or_name: str) -> tuple[BertConfig, dict[str, torch.Tensor]]:
+    """The BertConfig and the tensors, by transformers' names, of a local folder or of a model on the hub.
+
+    Reads safetensors, sharded or not, and `.bin` files by torch's safe loader alone, which runs no code from the file.
+
+    Raises:
+        CheckpointError: naming the folder or file, and what it lacks.
+    """
+    folder = resolve_folder(folder_or_name)
+    config = read_config(folder)
+    for name, index in (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+        if (folder / name).is_file():
+            return config, _read_file(folder / name)
+        if (folder / index).is_file():
+            shards = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            return config, {key: tensor for shard in shards for key, tensor in _read_file(folder / shard).items()}
+    raise CheckpointError(f"{folder}: no model.safetensors and no pytorch_model.bin there; give a folder that transformers' save_pretrained wrote")
+
+
+def read_config(folder: Path) -> BertConfig:
+    """The folder's config.json as a BertConfig; another architecture is a CheckpointError."""
+    from transformers import BertConfig
+
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: no config.json there; give a folder that transformers' save_pretrained wrote")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error})") from None
+    model_type = values.get("model_type", "bert")
+    if model_type != "bert":
+        raise CheckpointError(f"{file}: model_type is {model_type!r}; bertfast fine-tunes BERT encoders (model_type 'bert')")
+    if values.get("position_embedding_type", "absolute") != "absolute":
+        raise CheckpointError(f"{file}: position_embedding_type is {values['position_embedding_type']!r}; only 'absolute' is supported")
+    return BertConfig.from_dict(values)
+
+
+def write_weights(folder: str | Path, config: BertConfig, state: dict[str, torch.Tensor]) -> None:
+    """Write config.json and model.safetensors into an existing folder; tensors by transformers' names."""
+    from safetensors.torch import save_file
+
+    config.architectures = ["BertForSequenceClassification"]
+    config.problem_type = "regression" if config.num_labels == 1 else "single_label_classification"
+    config.dtype = "float32"
+    config.save_pretrained(folder)
+    tensors = {name: tensor.float().cpu() for name, tensor in state.items()}
+    save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+
+
+def resolve_folder(folder_or_name: str) -> Path:
+    """The local folder that a path or a hub name means; a hub name is downloaded to transformers' own cache."""
+    path = Path(folder_or_name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or str(folder_or_name).startswith((".", "~")) or str(folder_or_name).count("/") > 1:
+        raise CheckpointError(f"checkpoint {folder_or_name}: no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json"]
+    try:
+        folder = Path(snapshot_download(folder_or_name, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(folder_or_name, allow_patterns=[*wanted, "pytorch_model*.bin*"]))
+        return folder
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder_or_name!r}: neither a local folder nor a model that the hub gives ({type(error).__name__}); "
+            "give the path of a folder with config.json, model.safetensors and the tokenizer's files"
+        ) from None
+
+
+def _modern(name: str) -> str:
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+
+
+def _read_file(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: the index names it, but it is not there") from None
+    except Exception as error:  # safetensors and pickle raise many kinds; each means that the file cannot be read
+        raise CheckpointError(f"{file}: cannot be read ({type(error).__name__}: {error}); it may be cut short") from error

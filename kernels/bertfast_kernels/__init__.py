@@ -1,0 +1,15 @@
+"""The ops of a packed BERT encoder. They know tensors only: no config, no model, no trainer."""
+
+from bertfast_kernels.attention import varlen_attention, varlen_cls_attention
+from bertfast_kernels.dropout import Dropout
+from bertfast_kernels.reference import bias_gelu, cross_entropy, dropout_add_layer_norm, embedding_layer_norm
+
+__all__ = [
+    "Dropout",
+    "bias_gelu",
+    "cross_entropy",
+    "dropout_add_layer_norm",
+    "embedding_layer_norm",
+    "varlen_attention",
+    "varlen_cls_attention",
+]

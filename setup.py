@@ -1,0 +1,58 @@
+"""How bertfast is packaged: which folder holds which import package, what it needs, and the command it installs.
+
+`kernels/` and `export/` are folders that each hold one import package. They are no packages themselves: a `kernels` of ours that can be imported
+would be taken for the PyPI package of that name, in which transformers looks for its own kernels.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "bertfast" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
+README = ROOT / "README.md"
+
+PACKAGE_FOLDERS = {"bertfast": "bertfast", "bertfast_kernels": "kernels/bertfast_kernels", "bertfast_export": "export/bertfast_export"}
+PACKAGE_FOLDERS = {package: folder for package, folder in PACKAGE_FOLDERS.items() if (ROOT / folder / "__init__.py").is_file()}
+PACKAGES = [
+    name
+    for package, folder in PACKAGE_FOLDERS.items()
+    for name in (package, *(f"{package}.{inner}" for inner in find_packages(str(ROOT / folder))))
+]
+
+TEST = ["hypothesis", "pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy"]
+BENCH = ["matplotlib", "pytest-benchmark"]
+MONITOR = ["tensorboard", "wandb"]
+
+setup(
+    name="bertfast",
+    version=VERSION,
+    description="Fine-tune BERT classifiers on packed sequences, and ship them",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    packages=[*PACKAGES, "bertfast.configs"],
+    package_dir={**PACKAGE_FOLDERS, "bertfast.configs": "configs"},  # installed, the shipped configs lie in bertfast/configs
+    package_data={"bertfast.configs": ["*.json", "*.yaml"]},
+    include_package_data=False,
+    install_requires=[
+        "datasets",
+        "deepspeed",
+        "numpy",
+        "pyarrow",
+        "pydantic>=2",
+        "pyyaml",
+        "rich",
+        "safetensors",
+        "tokenizers",
+        "torch>=2.11",
+        "torchmetrics",
+        "transformers>=5.10.1",  # older ones trip over any folder called kernels
+    ],
+    extras_require={"test": TEST, "bench": BENCH, "monitor": MONITOR},
+    entry_points={"console_scripts": ["bertfast = bertfast.cli:main"]},
+    classifiers=["Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.12"],
+)

@@ -1,0 +1,309 @@
+"""bertfast.cli and bertfast.flags: what the flags do, what the user is told, and the exit codes. The trainer is a stand-in."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+import pytest
+
+from bertfast import cli
+from bertfast.config import load_config
+from bertfast.errors import CheckpointError, ConfigError, NonFiniteLossError, Terminated
+from bertfast.flags import FLAGS, overrides, parse_command, parse_launch
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = {
+    "bertfast": {
+        "task": "sst2",
+        "model": {"checkpoint": "some-bert"},
+        "train_input": {"data_dir": "data"},
+        "eval_input": {"data_dir": "data"},
+    }
+}
+
+
+@pytest.fixture(autouse=True)
+def lone_rank(monkeypatch, tmp_path):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_text(json.dumps(CONFIG))
+
+
+class FakeTrainer:
+    """Records how it was made, and raises what it is told to."""
+
+    made: ClassVar[dict] = {}
+    fault: ClassVar[BaseException | None] = None
+
+    def __init__(self, config, **options):
+        type(self).made = {"config": config.bertfast, **options}
+
+    def _answer(self, name, value):
+        type(self).made["called"] = name
+        if self.fault is not None:
+            raise self.fault
+        return value
+
+    def fit(self):
+        return self._answer("fit", {"metrics": {"dev": {"accuracy": 0.91234, "f1": 0.5}}})
+
+    def evaluate(self):
+        return self._answer("evaluate", {"dev_matched": {"accuracy": 0.75}, "dev_mismatched": {"accuracy": 0.5}})
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    module = ModuleType("bertfast.trainer")
+    module.Trainer = type("Trainer", (FakeTrainer,), {"made": {}, "fault": None})
+    monkeypatch.setitem(sys.modules, "bertfast.trainer", module)
+    return module.Trainer
+
+
+def model_folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "bertfast.json").write_text(json.dumps(CONFIG))
+    return path
+
+
+@pytest.mark.parametrize("run, command", [(cli.main, ["train"]), (cli.launch, []), (cli.launch, ["--mode", "train_and_eval"])])
+def test_train(trainer, capsys, run, command):
+    assert run([*command, "--config", "c.json"]) == 0
+    assert trainer.made["called"] == "fit"
+    assert (trainer.made["device"], trainer.made["resume"], trainer.made["checkpoint_path"]) == (None, False, None)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("split", "accuracy", "dev", "0.9123", "0.5000"))
+
+
+@pytest.mark.parametrize("run, command", [(cli.main, ["eval"]), (cli.launch, ["--mode", "eval"])])
+def test_eval(trainer, capsys, run, command):
+    assert run([*command, "--config", "c.json", "--checkpoint_path", "m"]) == 0
+    assert trainer.made["called"] == "evaluate" and trainer.made["checkpoint_path"] == "m"
+    shown = capsys.readouterr().out
+    assert "dev_mismatched" in shown and "0.7500" in shown
+
+
+def test_only_rank_0_prints_the_table(trainer, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["eval", "--config", "c.json", "--checkpoint_path", "m"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "argv, device",
+    [
+        pytest.param(["CPU", "--config", "c"], "cpu", id="leading"),
+        pytest.param(["gpu", "--config", "c"], "gpu", id="lower-case"),
+        pytest.param(["--local_rank=1", "Cpu", "--config", "c"], "cpu", id="after-what-deepspeed-puts-in-front"),
+        pytest.param(["--config", "c"], None, id="left-out"),
+        pytest.param(["--config", "cpu"], None, id="the-value-of-a-flag"),
+    ],
+)
+def test_a_leading_device(argv, device):
+    arguments = parse_launch(argv)
+    assert arguments.device == device and arguments.config == argv[-1]
+
+
+def test_the_device_may_stand_before_or_after_the_command():
+    for argv in (["train", "CPU", "--config", "c"], ["CPU", "train", "--config", "c"]):
+        arguments = parse_command(argv)
+        assert (arguments.command, arguments.device) == ("train", "cpu")
+
+
+def test_flags_become_config_keys():
+    argv = ["train", "--params", "c.json", "--set", "bertfast.run.epochs=2", "--set", "bertfast.run.seed=1", "--model_dir"]
+    argv += ["runs/a: b", "--checkpoint_path", "123", "--is_pretrained_checkpoint", "--load_checkpoint_states", "model"]
+    arguments = parse_command([*argv, "--disable_strict_checkpoint_loading"])
+    block = load_config(arguments.config, overrides(arguments)).bertfast
+    assert (block.run.epochs, block.run.seed, block.run.model_dir) == (2.0, 1, "runs/a: b")
+    assert block.model.checkpoint == "123" and block.model.is_pretrained_checkpoint and not block.model.strict
+    assert block.model.load_checkpoint_states == "model"
+
+
+def test_without_flags_nothing_is_overridden():
+    assert overrides(parse_launch(["--config", "c.json"])) == []
+
+
+def test_a_flag_beats_a_set():
+    arguments = parse_command(["train", "--config", "c.json", "--model_dir", "b", "--set", "bertfast.run.model_dir=a"])
+    assert load_config(arguments.config, overrides(arguments)).bertfast.run.model_dir == "b"
+
+
+@pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag.key], ids=lambda flag: flag.dest)
+def test_the_key_that_a_flag_names_exists(flag, capsys):
+    value = flag.value if flag.value is not None else flag.options.get("choices", ["x"])[0]
+    config = load_config(CONFIG, [f"{flag.key}={json.dumps(value)}"]).to_dict()
+    for part in flag.key.split("."):
+        config = config[part]
+    assert config == value
+    assert cli.launch(["--help"]) == 0
+    assert flag.key in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "validate"])
+def test_help(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "[CPU|GPU]" in shown and "--params" in shown and "local_rank" not in shown
+    assert ("\n  --resume" in shown) == (command == "train") and ("\n  --format" in shown) == (command == "predict")
+
+
+def test_version(capsys):
+    from bertfast import __version__
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"bertfast {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        pytest.param(["train"], ["bertfast train: --config is missing", "ds_mnli.json"], id="no-config"),
+        pytest.param(["eval"], ["--config is missing", "--checkpoint_path"], id="eval-of-nothing"),
+        pytest.param(["train", "--confg", "c.json"], ["unknown flag --confg", "did you mean --config?"], id="misspelt"),
+        pytest.param(["train", "--config", "c.json", "--model-dir=x"], ["unknown flag --model-dir", "--model_dir?"], id="a-hyphen"),
+        pytest.param(["train", "--config", "c.json", "--xyz"], ["unknown flag --xyz", "known flags: --checkpoint_path"], id="unheard-of"),
+        pytest.param(["train", "ds_mnli.json"], ["'ds_mnli.json'", "did you mean --config ds_mnli.json?"], id="bare-config"),
+        pytest.param(["train", "--config", "c.json", "GPU"], ["GPU must stand first"], id="device-at-the-end"),
+        pytest.param(["train", "--config", "c.json", "more"], ["unexpected argument 'more'"], id="a-stray-word"),
+        pytest.param(["trian", "--config", "c.json"], ["'trian'", "train"], id="misspelt-command"),
+        pytest.param([], ["COMMAND"], id="no-command"),
+        pytest.param(["train", "--config"], ["--config", "expected one argument"], id="no-value"),
+        pytest.param(["train", "--config", "c.json", "--load_checkpoint_states", "all"], ["'all'", "model"], id="unknown-choice"),
+        pytest.param(["eval", "--config", "c.json", "--resume"], ["bertfast eval: unknown flag --resume"], id="resume-an-evaluation"),
+        pytest.param(["train", "--config", "c.json", "--conf", "d"], ["unknown flag --conf"], id="no-abbreviations"),
+    ],
+)
+def test_wrong_flags_are_answered_with_one_message(argv, words, capsys):
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("bertfast: error: ") and "Traceback" not in err
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        pytest.param(["--mode", "test"], ["launch.py", "'test'", "train_and_eval"], id="unknown-mode"),
+        pytest.param(["--input", "a"], ["--input is for predict, not for train"], id="input-of-a-training"),
+        pytest.param(["--mode", "eval", "--resume"], ["--resume is for train, not for eval"], id="resume-an-evaluation"),
+        pytest.param(["--mode", "predict", "--validate_only"], ["--validate_only is for train"], id="validate-a-prediction"),
+        pytest.param(["--mode", "eval", "--is_pretrained_checkpoint"], ["--is_pretrained_checkpoint is for train and"], id="a-new-head"),
+    ],
+)
+def test_wrong_flags_of_launch(argv, words, capsys):
+    assert cli.launch(["--config", "c.json", *argv]) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in words), err
+
+
+def test_deepspeeds_own_flag_is_taken():
+    assert parse_launch(["--local_rank=3", "--config", "c"]).local_rank == 3
+
+
+def test_resume_continues_a_training_checkpoint(trainer):
+    assert cli.launch(["GPU", "--config", "c.json", "--resume", "--checkpoint_path", "runs/a/step-7", "--profile_startup"]) == 0
+    made = trainer.made
+    assert (made["device"], made["resume"], made["checkpoint_path"], made["profile_startup"]) == ("gpu", True, "runs/a/step-7", True)
+    assert made["config"].model.checkpoint == "some-bert"
+
+
+def test_without_resume_the_checkpoint_is_where_training_starts(trainer):
+    assert cli.launch(["--config", "c.json", "--checkpoint_path", "mine"]) == 0
+    assert trainer.made["checkpoint_path"] is None and trainer.made["config"].model.checkpoint == "mine"
+
+
+def test_eval_takes_the_model_that_training_left(trainer, tmp_path):
+    folder = model_folder(tmp_path / "runs" / "model" / "model")
+    assert cli.main(["eval", "--config", "c.json"]) == 0
+    assert Path(trainer.made["checkpoint_path"]) == folder.relative_to(tmp_path)
+    assert trainer.made["config"].model.checkpoint == "some-bert"
+
+
+def test_a_model_folder_needs_no_other_config(trainer, tmp_path):
+    folder = model_folder(tmp_path / "m")
+    assert cli.main(["eval", "--checkpoint_path", str(folder), "--set", "bertfast.eval_input.batch_size=7"]) == 0
+    assert trainer.made["config"].eval_input.batch_size == 7 and trainer.made["checkpoint_path"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        pytest.param(["eval", "--config", "c.json"], ["runs/model/model", "no fine-tuned model", "--checkpoint_path"], id="not-trained"),
+        pytest.param(["eval", "--checkpoint_path", "m"], ["--checkpoint_path m", "no bertfast.json", "--config"], id="a-plain-folder"),
+        pytest.param(["train", "--config", "nothing.json"], ["--config nothing.json: no such file"], id="no-such-config"),
+        pytest.param(["train", "--config", "c.json", "--set", "bertfast.task=sst3"], ["'sst3'", "did you mean 'sst2'"], id="unknown-task"),
+        pytest.param(["train", "--config", "c.json", "--set", "bertfast.run.epoch=1"], ["'epoch'", "'epochs'"], id="unknown-key"),
+        pytest.param(["train", "--config", "c.json", "--set", "bertfast.train_input=null"], ["c.json", "train_input"], id="no-train-input"),
+        pytest.param(
+            ["eval", "--config", "c.json", "--checkpoint_path", "m", "--set", "bertfast.eval_input=null"],
+            ["c.json", "eval_input"],
+            id="no-eval-input",
+        ),
+    ],
+)
+def test_bad_configs_are_answered_before_the_trainer_is_made(argv, words, capsys, trainer):
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in words), err
+    assert not trainer.made
+
+
+def test_train_and_eval_needs_something_to_evaluate(capsys, trainer):
+    assert cli.launch(["--config", "c.json", "--mode", "train_and_eval", "--set", "bertfast.eval_input=null"]) == 2
+    assert "eval_input" in capsys.readouterr().err
+    assert cli.launch(["--config", "c.json", "--set", "bertfast.eval_input=null"]) == 0
+
+
+@pytest.mark.parametrize(
+    "fault, code",
+    [
+        pytest.param(ConfigError("a"), 2, id="config"),
+        pytest.param(CheckpointError("a"), 2, id="checkpoint"),
+        pytest.param(NonFiniteLossError("a"), 3, id="loss"),
+        pytest.param(Terminated("a"), 143, id="sigterm"),
+        pytest.param(KeyboardInterrupt(), 130, id="ctrl-c"),
+    ],
+)
+def test_exit_codes(trainer, capsys, fault, code):
+    trainer.fault = fault
+    assert cli.main(["train", "--config", "c.json"]) == code
+    assert capsys.readouterr().err == ("bertfast: interrupted\n" if code == 130 else "bertfast: error: a\n")
+
+
+def test_our_own_faults_keep_their_traceback(trainer):
+    trainer.fault = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", "--config", "c.json"])
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])
+def test_the_other_ranks_are_silent_and_leave_later(trainer, capsys, monkeypatch, variable):
+    naps = []
+    monkeypatch.setattr(cli.time, "sleep", naps.append)
+    monkeypatch.setenv(variable, "1")
+    trainer.fault = ConfigError("a")
+    assert cli.main(["train", "--config", "c.json"]) == 2
+    assert capsys.readouterr().err == "" and naps and naps[0] > 1
+
+
+def test_a_bad_config_is_answered_without_the_heavy_imports(tmp_path):
+    code = (
+        "import sys; from bertfast.cli import main; codes = [main(['--help']), main(['train', '--config', 'c.json', '--set', 'a=1'])];"
+        "heavy = {'torch', 'transformers', 'deepspeed', 'datasets', 'numpy', 'rich'} & set(sys.modules); print('\\n', codes, heavy)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == " [0, 2] set()", done.stderr
+    assert "unknown key 'a' at the top level" in done.stderr
+
+
+def test_the_reader_of_our_output_may_leave(trainer, monkeypatch, tmp_path):
+    trainer.fault = BrokenPipeError()
+    with open(tmp_path / "out", "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert cli.main(["train", "--config", "c.json"]) == 0

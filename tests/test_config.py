@@ -1,0 +1,267 @@
+"""bertfast.config: reading JSON and YAML, overrides, and the message for every fault."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bertfast.config import BertfastConfig, Config, TaskConfig, find_config, load_config
+from bertfast.deepspeed_keys import NESTED_KEYS, SCHEDULER_PARAMS, TOP_LEVEL_KEYS
+from bertfast.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").iterdir())
+BASE = {"bertfast": {"task": "mnli", "model": {"checkpoint": "bert-base-uncased"}}}
+
+
+def message(config, overrides=None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config, overrides)
+    return str(caught.value)
+
+
+def write(folder, name, text, encoding="utf-8") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configs_load(path):
+    config = load_config(path)
+    assert config.path == path
+    assert config.bertfast.train_input and config.bertfast.eval_input
+    assert 2e-5 <= float(config.deepspeed["optimizer"]["params"]["lr"]) <= 1e-3
+
+
+def test_the_promised_configs_are_shipped():
+    promised = {f"ds_{name}.json" for name in ("mnli", "sst2", "mrpc", "cola", "mnli_zero3", "mnli_cpu_offload")}
+    promised |= {f"bert_{size}_{task}.yaml" for size in ("base", "large") for task in ("sst2", "mnli")}
+    assert promised <= {path.name for path in CONFIGS}
+
+
+def test_yaml_and_json_of_the_same_content_are_equal(tmp_path):
+    path = next(path for path in CONFIGS if path.name == "ds_mnli.json")
+    again = write(tmp_path, "same.yaml", yaml.safe_dump(json.loads(path.read_text())))
+    assert load_config(path).to_dict() == load_config(again).to_dict()
+    assert load_config(path).bertfast == load_config(again).bertfast
+
+
+def test_the_whole_config_comes_back_as_plain_data():
+    config = load_config({**BASE, "gradient_clipping": 1.0})
+    assert isinstance(config, Config) and isinstance(config.bertfast, BertfastConfig)
+    assert config.deepspeed == {"gradient_clipping": 1.0}
+    again = load_config(json.loads(json.dumps(config.to_dict())))
+    assert (again.deepspeed, again.bertfast) == (config.deepspeed, config.bertfast)
+
+
+def test_the_dictionary_given_is_not_changed():
+    given = json.loads(json.dumps(BASE))
+    load_config(given, ["bertfast.task=sst2"])
+    assert given == BASE
+
+
+def test_the_block_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(BASE).bertfast.task = "sst2"
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        pytest.param("3e-5", 3e-5, id="exponent-without-a-point"),
+        pytest.param("1.5E+3", 1500.0, id="exponent-with-a-point"),
+        pytest.param("-2e3", -2000.0, id="negative"),
+        pytest.param('"3e-5"', "3e-5", id="quoted-number-stays-a-string"),
+        pytest.param("1e5x", "1e5x", id="a-name-that-begins-like-a-number"),
+        pytest.param("no", "no", id="no-is-a-label"),
+        pytest.param("2024-01-01", "2024-01-01", id="a-date-is-a-string"),
+        pytest.param("true", True, id="true"),
+        pytest.param("32", 32, id="integer"),
+        pytest.param("[a, no]", ["a", "no"], id="list"),
+        pytest.param("", "", id="empty"),
+        pytest.param("a: b: c", "a: b: c", id="not-yaml-is-a-string"),
+        pytest.param("x=y", "x=y", id="a-second-equals-sign"),
+    ],
+)
+def test_values_of_overrides(text, expected):
+    assert load_config(BASE, [f"optimizer.params.value={text}"]).deepspeed["optimizer"]["params"]["value"] == expected
+
+
+def test_overrides_apply_in_order_and_make_blocks():
+    config = load_config(BASE, ["bertfast.train_input.batch_size=8", "bertfast.train_input.batch_size=64", "fp16.enabled=true"])
+    assert config.bertfast.train_input.batch_size == 64
+    assert config.deepspeed == {"fp16": {"enabled": True}}
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        pytest.param("batch_size", ["--set batch_size", "key.path=value"], id="no-equals-sign"),
+        pytest.param("=3", ["--set =3", "key.path=value"], id="no-key"),
+        pytest.param("bertfast.task.name=x", ["--set bertfast.task.name=x", "bertfast.task is a value, not a block"], id="below-a-value"),
+        pytest.param(
+            "bertfast.run.epoch=3", ["--set bertfast.run.epoch=3", "'epoch' in bertfast.run", "did you mean 'epochs'"], id="unknown-key"
+        ),
+        pytest.param("bertfast.run.epochs=three", ["--set bertfast.run.epochs=three", '"three"', "valid number"], id="not-a-number"),
+        pytest.param('bertfast.run={"epochs": 0}', ["--set bertfast.run=", "run.epochs = 0", "greater than 0"], id="a-whole-block"),
+        pytest.param("fp16.enable=1", ["--set fp16.enable=1", "'enable' in fp16", "did you mean 'enabled'"], id="deepspeed-key"),
+    ],
+)
+def test_a_bad_override_is_named(override, words):
+    text = message(BASE, ["bertfast.run.epochs=3", override] if override.startswith("bertfast.run") else [override])
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        pytest.param({"gradient_cliping": 1}, ["'gradient_cliping' at the top level", "did you mean 'gradient_clipping'"], id="top-level"),
+        pytest.param({"bertfst": {}}, ["'bertfst' at the top level", "did you mean 'bertfast'"], id="misspelt-bertfast"),
+        pytest.param({"xyzzy": 1}, ["'xyzzy'", "known keys: activation_checkpointing, aio,"], id="nothing-is-near"),
+        pytest.param({"zero_optimization": {"stag": 1}}, ["'stag' in zero_optimization", "'stage'"], id="zero"),
+        pytest.param(
+            {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
+            ["'devise' in zero_optimization.offload_optimizer", "'device'"],
+            id="offload",
+        ),
+        pytest.param(
+            {"scheduler": {"type": "WarmupDecayLR", "params": {"total_steps": 9}}},
+            ["'total_steps' in scheduler.params", "'total_num_steps'"],
+            id="scheduler-parameter",
+        ),
+        pytest.param({"fp16": True}, ["fp16 = true", "must be an object", "enabled"], id="a-block-that-is-a-value"),
+    ],
+)
+def test_unknown_deepspeed_keys(changes, words):
+    text = message({**BASE, **changes})
+    assert text.startswith("config: ") and all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    "block, words",
+    [
+        pytest.param({"tasks": "mnli"}, ["'tasks' in bertfast", "did you mean 'task'"], id="unknown-block"),
+        pytest.param({"model": {"checkpont": "x"}}, ["'checkpont' in bertfast.model", "'checkpoint'"], id="unknown-model-key"),
+        pytest.param({"model": {}}, ["bertfast.model.checkpoint is missing", "required"], id="missing-key"),
+        pytest.param({"model": "bert"}, ['bertfast.model = "bert"', "must be an object", "checkpoint"], id="a-block-that-is-a-value"),
+        pytest.param({"task": 3}, ["bertfast.task = 3", "quotation marks"], id="task-number"),
+        pytest.param(
+            {"task": {"text_columns": ["a"], "label_nmes": ["x"]}}, ["'label_nmes' in bertfast.task", "'label_names'"], id="task-key"
+        ),
+        pytest.param({"task": {"text_columns": "a"}}, ['bertfast.task.text_columns = "a"', '["sentence"]'], id="columns-not-a-list"),
+        pytest.param({"task": {"text_columns": ["a", "b", "c"]}}, ["bertfast.task.text_columns", "at most 2"], id="three-text-columns"),
+        pytest.param(
+            {"task": {"text_columns": ["a"], "label_names": [0, 1]}}, ["task.label_names.0 = 0", "quotation marks"], id="label-numbers"
+        ),
+        pytest.param({"train_input": {"batch_size": 0}}, ["train_input.batch_size = 0", "greater than or equal to 1"], id="batch-0"),
+        pytest.param({"train_input": {"batch_size": 2.5}}, ["bertfast.train_input.batch_size = 2.5", "integer"], id="half-an-example"),
+        pytest.param(
+            {"train_input": {"data_dir": "a", "data_file": "b"}},
+            ["bertfast.train_input: give one of", "data_dir and data_file"],
+            id="two-sources",
+        ),
+        pytest.param({"train_input": {"planner": "tokens"}}, ["bertfast.train_input", "needs tokens_per_batch"], id="no-token-budget"),
+        pytest.param(
+            {"train_input": {"planner": "tokens", "tokens_per_batch": 64, "max_sequence_length": 128}},
+            ["tokens_per_batch is 64", "max_sequence_length 128"],
+            id="token-budget-under-the-longest",
+        ),
+        pytest.param({"run": {"epochs": float("inf")}}, ["bertfast.run.epochs = Infinity", "finite"], id="endless"),
+        pytest.param({"head": {"dropout": 1.0}}, ["bertfast.head.dropout = 1.0", "less than 1"], id="dropout-of-all"),
+        pytest.param(
+            {"model": {"checkpoint": "x", "load_checkpoint_states": "optimizer"}}, ["load_checkpoint_states", "'model'"], id="states"
+        ),
+    ],
+)
+def test_faults_of_the_bertfast_block(block, words):
+    text = message({"bertfast": {**BASE["bertfast"], **block}})
+    assert text.startswith("config: ") and all(word in text for word in words), text
+
+
+def test_every_fault_of_the_block_is_named_at_once():
+    text = message({"bertfast": {"task": "mnli", "model": {"chekpoint": "x"}, "run": {"epochs": 0}}})
+    assert len(text.splitlines()) == 3
+    assert all(word in text for word in ("'chekpoint'", "bertfast.model.checkpoint is missing", "bertfast.run.epochs = 0"))
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        pytest.param("a.json", '{"bertfast": {}\n "fp16": {}}', ["line 2, column 2", "not valid JSON"], id="json-syntax"),
+        pytest.param("a.json", '{"fp16": {}, "fp16": {}}', ["'fp16' stands twice"], id="json-key-twice"),
+        pytest.param("a.json", '{"gradient_clipping": NaN}', ["NaN", "finite"], id="json-nan"),
+        pytest.param("a.json", "[1]", ["top level must be an object", "list"], id="json-list"),
+        pytest.param("a.json", "", ["line 1, column 1", "not valid JSON"], id="json-empty"),
+        pytest.param("a.json", "{}", ["no 'bertfast' block", "configs/"], id="no-block"),
+        pytest.param("a.yaml", "fp16:\n  enabled: true\nfp16: {}\n", ["line 3, column 1", "'fp16' stands twice"], id="yaml-key-twice"),
+        pytest.param("a.yaml", "a: [1\nb: 2\n", ["line 2", "not valid YAML"], id="yaml-syntax"),
+        pytest.param("a.yaml", "a: \x00\n", ["not valid YAML"], id="yaml-control-character"),
+        pytest.param("a.yaml", "? [1, 2]\n: 3\n", ["not valid YAML", "unhashable"], id="yaml-list-as-key"),
+        pytest.param("a.yaml", "", ["top level must be an object"], id="yaml-empty"),
+        pytest.param("a.yaml", "7: 3\n", ["unknown key '7' at the top level"], id="yaml-number-as-key"),
+    ],
+)
+def test_faults_of_the_file_name_the_file(tmp_path, name, text, words):
+    path = write(tmp_path, name, text)
+    found = message(path)
+    assert found.startswith(str(path)) and all(word in found for word in words), found
+
+
+def test_a_file_that_is_not_utf8_names_the_byte(tmp_path):
+    path = tmp_path / "latin.json"
+    path.write_bytes('{"bertfast": "é"}'.encode("latin-1"))
+    assert message(path) == f"{path}: not valid UTF-8 at byte 14; save the file as UTF-8"
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    assert load_config(write(tmp_path, "bom.json", json.dumps(BASE), "utf-8-sig")).bertfast.task == "mnli"
+
+
+def test_a_bare_name_is_looked_for_in_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("ds_mnli.json").name == "ds_mnli.json"
+    (tmp_path / "configs").mkdir()
+    here = write(tmp_path / "configs", "ds_mnli.json", json.dumps(BASE))
+    assert find_config("ds_mnli.json").resolve() == here
+    write(tmp_path, "ds_mnli.json", json.dumps(BASE))
+    assert find_config("ds_mnli.json") == Path("ds_mnli.json")
+
+
+def test_a_name_that_is_not_found_names_the_nearest():
+    assert message("ds_mnly.json") == "--config ds_mnly.json: no such file; did you mean ds_mnli.json?"
+    assert "no such file; looked here and in configs/" in message("zzz")
+
+
+def test_defaults_are_those_of_the_bert_paper():
+    run = load_config(BASE).bertfast.run
+    assert (run.epochs, run.warmup_ratio) == (3.0, 0.1)
+    task = load_config({"bertfast": {**BASE["bertfast"], "task": {"text_columns": ["a", "b"]}}}).bertfast.task
+    assert task == TaskConfig(text_columns=("a", "b"), label_column="label")
+
+
+def test_the_tables_of_keys_are_those_of_the_installed_deepspeed():
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed: its own models are the truth here")
+    from deepspeed.monitor import config as monitor
+    from deepspeed.runtime import lr_schedules, precision_config
+    from deepspeed.runtime.zero import config as zero
+
+    models = {
+        "bf16": precision_config.DeepSpeedBF16Config,
+        "fp16": precision_config.DeepSpeedFP16Config,
+        "zero_optimization": zero.DeepSpeedZeroConfig,
+        "zero_optimization.offload_param": zero.DeepSpeedZeroOffloadParamConfig,
+        "zero_optimization.offload_optimizer": zero.DeepSpeedZeroOffloadOptimizerConfig,
+        "tensorboard": monitor.TensorBoardConfig,
+        "csv_monitor": monitor.CSVConfig,
+        "wandb": monitor.WandbConfig,
+        "comet": monitor.CometConfig,
+    }
+    for block, model in models.items():
+        fields = model.model_fields
+        read = set(fields) | {field.alias for field in fields.values() if field.alias}
+        assert read <= NESTED_KEYS[block], block
+    for name, params in SCHEDULER_PARAMS.items():
+        code = getattr(lr_schedules, name).__init__.__code__
+        assert set(code.co_varnames[1 : code.co_argcount]) - {"optimizer"} == params, name
+    assert {block.partition(".")[0] for block in NESTED_KEYS} <= TOP_LEVEL_KEYS

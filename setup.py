@@ -1,7 +1,7 @@
 """How bertfast is packaged: which folder holds which import package, what it needs, and the command it installs.
 
-`kernels/` and `export/` are folders that each hold one import package. They are no packages themselves: a `kernels` of ours that can be imported
-would be taken for the PyPI package of that name, in which transformers looks for its own kernels.
+`kernels/` and `export/` are folders that each hold one import package. They are no packages themselves: transformers looks for a package
+of the name `kernels`, which is on PyPI, and would take ours for it.
 """
 
 import re

@@ -11,6 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bertfast.config import Config, load_config
@@ -77,34 +78,34 @@ def _evaluate(arguments: Namespace) -> int:
 def _predict(arguments: Namespace) -> int:
     config = _load(arguments)
     folder = _model_folder(arguments, config)
-    from bertfast.inputs import prediction_inputs
+
+    from bertfast.inputs import encoded_inputs
     from bertfast.predictions import choose_format, clean_stdout, is_folder, output_name, prediction_lines, write_lines, write_predictions
 
-    format = choose_format(arguments.format, arguments.output)
-    to_stdout = arguments.output in (None, "-")
-    with clean_stdout() as stdout:
-        inputs = prediction_inputs(config, folder, arguments.input, sole_output=to_stdout or not is_folder(arguments.output))
+    form, output = choose_format(arguments.format, arguments.output), arguments.output
+    to_stdout, to_folder = output in (None, "-"), output is not None and is_folder(output)
+    with clean_stdout() as stdout, TemporaryDirectory(prefix="bertfast-") as scratch:
         trainer = _trainer(arguments, config)
-        for split, dataset in inputs:
+        for split, dataset in encoded_inputs(config.bertfast, folder, arguments.input, not to_folder, scratch):
             logits = trainer.predict(dataset=dataset)
             if rank() != 0:
                 continue
             if to_stdout:
-                write_lines(stdout, prediction_lines(dataset.task, logits, format))
+                write_lines(stdout, prediction_lines(dataset.task, logits, form))
                 continue
-            path = Path(arguments.output)
-            path = path / output_name(dataset.task, split, format) if is_folder(arguments.output) else path
-            write_predictions(path, dataset.task, logits, format)
-            print(f"{path}: {len(dataset)} predictions", file=sys.stderr)
+            path = Path(output) / output_name(dataset.task, split, form) if to_folder else Path(output)
+            write_predictions(path, dataset.task, logits, form)
+            print(f"{path}: {len(dataset):,} predictions", file=sys.stderr)
     return 0
 
 
 def _validate(arguments: Namespace) -> int:
+    if rank() != 0:  # one rank checks for all; the others leave without a fault, or the launcher would end rank 0 in mid-table
+        return 0
     from bertfast.validate import print_checks, run_checks
 
-    checks = run_checks(lambda: _load(arguments))
-    if rank() == 0:
-        print_checks(checks)
+    checks = run_checks(lambda: _load(arguments), arguments.device)
+    print_checks(checks)
     return 2 if any(check.result == "failed" for check in checks) else 0
 
 
@@ -129,28 +130,34 @@ def _load(arguments: Namespace) -> Config:
     if arguments.config is not None:
         config = load_config(arguments.config, overrides(arguments))
     else:
-        file = Path(arguments.checkpoint_path) / MODEL_CONFIG_FILE
-        if not file.is_file():
-            raise CheckpointError(f"--checkpoint_path {file.parent}: no {file.name} there; name the config with --config")
+        folder = Path(arguments.checkpoint_path)
+        files = (folder / MODEL_CONFIG_FILE, folder / "model" / MODEL_CONFIG_FILE)
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            raise CheckpointError(f"--checkpoint_path {folder}: no {MODEL_CONFIG_FILE} there; name the config with --config")
         config = load_config(file, overrides(arguments))
     get_task(config.bertfast.task)
     return config
 
 
 def _model_folder(arguments: Namespace, config: Config) -> str:
-    """The fine-tuned model that eval and predict use.
+    """The model that eval and predict use: its folder, or that of the run or checkpoint which holds it.
 
     Raises:
         CheckpointError: where there is none yet.
     """
     if arguments.checkpoint_path is not None:
         return arguments.checkpoint_path
-    folder = Path(config.bertfast.run.model_dir) / "model"
-    if not folder.is_dir():
+    from bertfast.checkpoint import recover
+
+    model = Path(config.bertfast.run.model_dir) / "model"
+    if rank() == 0:
+        recover(model)
+    if rank() == 0 and not model.is_dir():
         raise CheckpointError(
-            f"{folder}: there is no fine-tuned model yet; train first (bertfast train --config ...), or name a model with --checkpoint_path"
+            f"{model}: there is no fine-tuned model yet; train first (bertfast train --config ...), or name a model with --checkpoint_path"
         )
-    return str(folder)
+    return config.bertfast.run.model_dir
 
 
 def _trainer(arguments: Namespace, config: Config) -> Trainer:

@@ -70,7 +70,10 @@ def start_ranks(device: str | None, threads: int | None) -> Ranks:
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size)
+    local_rank, local_size = (
+        int(os.environ.get("LOCAL_RANK", 0)),
+        int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size),
+    )
     if on_gpu:
         torch.cuda.set_device(local_rank)
         return Ranks(rank, world_size, torch.device("cuda", local_rank))
@@ -106,7 +109,12 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
     offloaded = resolved.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
     decoupled = kind == "adamw" or params.get("adam_w_mode", True)
     optimizer = None
-    if kind in _OWN_OPTIMIZERS and decoupled and not offloaded and set(params) <= ADAMW_KEYS | {"torch_adam", "adam_w_mode", "bias_correction"}:
+    if (
+        kind in _OWN_OPTIMIZERS
+        and decoupled
+        and not offloaded
+        and set(params) <= ADAMW_KEYS | {"torch_adam", "adam_w_mode", "bias_correction"}
+    ):
         optimizer = adamw(groups, params)
         del resolved["optimizer"]
     scheduler = None
@@ -173,7 +181,9 @@ def load_training_state(engine, path: Path) -> dict:
     try:
         _, client_state = engine.load_checkpoint(str(path), tag=_STATE)
     except (RuntimeError, KeyError, ValueError, AssertionError, OSError) as error:
-        raise CheckpointError(f"{path}: does not fit this run ({type(error).__name__}: {error}); resume with the config that wrote it") from error
+        raise CheckpointError(
+            f"{path}: does not fit this run ({type(error).__name__}: {error}); resume with the config that wrote it"
+        ) from error
     if client_state is None:
         raise CheckpointError(f"{path}: DeepSpeed finds no state there; resume with the ZeRO stage that wrote it")
     return client_state

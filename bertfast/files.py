@@ -3,8 +3,8 @@
 Lines are counted from 1 and end at "\\n" (or "\\r\\n") alone: texts hold characters such as U+0085 and U+2028, at which str.splitlines
 would break them. All text is UTF-8, with or without a byte order mark, save TREC's own files, which are Latin-1.
 
-Read with Python's csv module rather than pyarrow's: it tells the physical line of each row, quoted line breaks and all, and 393,000 rows of
-the official MNLI take 2 s, with 12 columns each, as CSV.
+CSV is read by Python's csv module rather than pyarrow's: it tells the physical line of each row, quoted line breaks and all. The 393,000
+rows of MNLI's 12 official columns, 223 MB, take 2.7 s as TSV and 6.7 s as CSV.
 """
 
 from __future__ import annotations

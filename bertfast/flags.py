@@ -207,5 +207,5 @@ def _unknown(word: str, parser: _Parser) -> str:
         return f"unexpected argument {word!r}{instead}"
     name = word.partition("=")[0]
     known = [name for flag in parser.flags for name in flag.names]
-    near = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), known, 1)
+    near = difflib.get_close_matches(name, known, 1)
     return f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else f"known flags: {', '.join(sorted(known))}")

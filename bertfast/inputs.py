@@ -6,15 +6,29 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bertfast.config import BertfastConfig, InputConfig
-from bertfast.data import RawSplit, load_split
+from bertfast.data import EncodedDataset, RawSplit, encode, load_split
+from bertfast.engine import model_folder
 from bertfast.errors import ConfigError, DataError
-from bertfast.tasks import Task
+from bertfast.pretrained import load_tokenizer, task_of_model
+from bertfast.tasks import Task, get_task
+from bertfast.weights import read_config, resolve_folder
 
 STANDARD_INPUT = "standard input"
+
+
+def encoded_inputs(
+    block: BertfastConfig, folder: str, given: str | None, single: bool, scratch: str
+) -> Iterator[tuple[str, EncodedDataset]]:
+    """What `read_inputs` gives, tokenised for the model in `folder`, one split after the other; the folder `scratch` holds the tokens."""
+    model = resolve_folder(model_folder(folder))
+    tokenizer, task = load_tokenizer(model, read_config(model)), task_of_model(get_task(block.task), model)
+    length = (block.eval_input or block.train_input or InputConfig()).max_sequence_length
+    for split, raw in read_inputs(block, task, given, single):
+        yield split, encode(raw, tokenizer, length, cache_dir=scratch)
 
 
 def read_inputs(block: BertfastConfig, task: Task, given: str | None, single: bool) -> list[tuple[str, RawSplit]]:

@@ -14,6 +14,7 @@ Group = tuple[int, tuple[tuple[int, int], ...]]  # so many equal bins, each hold
 
 _SORT_CHUNK = 2**18  # keys sorted at a time: with their int64 places they fit the cache of one core
 _SHUFFLE_CHUNK = 2**17  # elements that are shuffled in one go; more would leave the cache
+_BUCKETS = 256  # to which more are dealt first
 _SWAP_CANDIDATES = 64  # examples of a part that are tried for a swap
 _SWAP_ROUNDS = 32
 _SWAP_TURNS = 8
@@ -50,7 +51,7 @@ def random_order(rng: np.random.Generator, n: int, values: np.ndarray | None = N
 
     They are dealt to random buckets, and each bucket is shuffled in the cache (Rao 1961, Sandelius 1962).
     """
-    order, sizes = group_by_key(rng.integers(0, 256, size=n, dtype=np.uint8), 256, values)
+    order, sizes = group_by_key(rng.integers(0, _BUCKETS, size=n, dtype=np.uint8), _BUCKETS, values)
     shuffle_stretches(rng, order, sizes)
     return order
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -76,8 +76,7 @@ def clean_stdout() -> Iterator[TextIO]:
     with open(os.dup(1), "w", encoding="utf-8", newline="\n") as ours:
         os.dup2(2, 1)
         try:
-            with redirect_stdout(sys.stderr):
-                yield ours
+            yield ours
         finally:
             sys.stdout.flush()
             ours.flush()

@@ -12,13 +12,15 @@ import torch
 
 from bertfast.config import Config, InputConfig
 from bertfast.data import EncodedDataset, RawSplit, encode, load_dataset_for, load_split
+from bertfast.engine import model_folder
 from bertfast.errors import CheckpointError, NonFiniteLossError
 from bertfast.memory import Precision, activation_bytes, estimate_memory
 from bertfast.model import BertClassifier, loss_sum
 from bertfast.planning import Plan, plan_examples, plan_tokens
+from bertfast.pretrained import load_tokenizer
 from bertfast.resolve import BatchSizes, resolve_total_steps
 from bertfast.tasks import Task, get_task
-from bertfast.validate import INPUTS, Checks, Found
+from bertfast.validate import INPUTS, Checks, Found, counted
 from bertfast.weights import read_config, resolve_folder
 
 if TYPE_CHECKING:
@@ -28,10 +30,11 @@ _STEP_EXAMPLES = 8  # of the first micro-batch: enough to see a loss, few enough
 _SAMPLED_STEPS = 64
 _BLOCK_ROWS = 1000
 _SHOWN_CLASSES = 8
+_SPARE_EMBEDDINGS = 256  # vocabularies are rounded up, to multiples of 64 or 128 for the most part
 
 
 def check_checkpoint(config: Config) -> Found:
-    folder = resolve_folder(config.bertfast.model.checkpoint)
+    folder = resolve_folder(model_folder(config.bertfast.model.checkpoint))
     bert = read_config(folder)
     shape = f"{bert.num_hidden_layers} layers, hidden {bert.hidden_size}, {bert.num_attention_heads} heads, vocabulary {bert.vocab_size:,}"
     return Found((folder, bert), f"{folder}: BERT, {shape}, {bert.max_position_embeddings} positions")
@@ -52,26 +55,10 @@ def check_positions(config: Config, checkpoint: tuple[Path, BertConfig]) -> Foun
 def check_tokenizer(config: Config, checkpoint: tuple[Path, BertConfig]) -> Found:
     folder, bert = checkpoint
     source = resolve_folder(config.bertfast.model.tokenizer) if config.bertfast.model.tokenizer else folder
-    tokenizer = _load_tokenizer(source)
-    if len(tokenizer) > bert.vocab_size:
-        raise CheckpointError(
-            f"{source}: the tokenizer has {len(tokenizer):,} tokens, but {folder} has {bert.vocab_size:,} word embeddings; "
-            "they do not belong together: name the checkpoint's own as bertfast.model.tokenizer"
-        )
-    for name in ("cls_token", "sep_token", "pad_token"):
-        if getattr(tokenizer, f"{name}_id") is None:
-            raise CheckpointError(f"{source}: the tokenizer has no {name}; give one of BERT's, which has [CLS], [SEP] and [PAD]")
-    return Found(tokenizer, f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens for {bert.vocab_size:,} embeddings; {source}")
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder}: no tokenizer can be loaded from there ({reason}); name one as bertfast.model.tokenizer") from None
+    tokenizer = load_tokenizer(source, bert)
+    unused = bert.vocab_size - len(tokenizer)
+    warning = f"{unused:,} embeddings have no token: is it the checkpoint's own tokenizer?" if unused > _SPARE_EMBEDDINGS else ""
+    return Found(tokenizer, f"{source}: {len(tokenizer):,} tokens for {bert.vocab_size:,} embeddings", warning)
 
 
 def check_inputs(checks: Checks, config: Config, tokenizer: Any, checkpoint: Any) -> tuple[EncodedDataset | None, Task | None]:
@@ -105,7 +92,7 @@ def check_data(part: InputConfig, split: str, seed: int, task: Task, tokenizer: 
     if cut is not None:
         tokens += f", {cut / len(data):.2%} cut at {part.max_sequence_length}"
     counts, warning = _describe_labels(data)
-    return Found(data, f"{data.source}: {len(data):,} rows; {counts}; {tokens}", warning)
+    return Found(data, f"{data.source}: {counted(len(data), 'row')}; {counts}; {tokens}", warning)
 
 
 def _count_cut(raw: RawSplit, data: EncodedDataset, tokenizer: Any) -> int:
@@ -137,9 +124,9 @@ def _describe_labels(data: EncodedDataset) -> tuple[str, str]:
 
 def check_weights(config: Config, checkpoint: tuple[Path, BertConfig], task: Task) -> Found:
     block = config.bertfast.model
-    model = BertClassifier.from_pretrained(
-        str(checkpoint[0]), num_labels=task.num_labels, strict=block.strict, new_head=block.is_pretrained_checkpoint
-    )
+    new_head = block.is_pretrained_checkpoint or block.load_checkpoint_states is None
+    torch.manual_seed(config.bertfast.run.seed)
+    model = BertClassifier.from_pretrained(str(checkpoint[0]), num_labels=task.num_labels, strict=block.strict, new_head=new_head)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     report = model.load_report
     left_out = [name for name in report.missing if name not in report.made_anew]
@@ -158,7 +145,7 @@ def check_plan(config: Config, sizes: BatchSizes, train: EncodedDataset) -> Foun
     steps = resolve_total_steps(config.bertfast, len(plan))
     return Found(
         plan,
-        f"{facts['planner']}: {len(plan):,} steps an epoch, {steps:,} in all; {facts['fill']:.1%} of each batch is real tokens; "
+        f"{facts['planner']}: {counted(len(plan), 'step')} an epoch, {steps:,} in all; {facts['fill']:.1%} of each batch is real tokens; "
         f"the fullest part of a step holds {facts['balance']:.2f} times the mean",
     )
 
@@ -178,7 +165,8 @@ def check_step(model: BertClassifier, plan: Plan, train: EncodedDataset) -> Foun
         raise NonFiniteLossError(f"the loss is {loss.item()} and the gradient's norm {norm}; the examples: {where}")
     chance = "" if model.num_labels == 1 else f" (guessing: {math.log(model.num_labels):.3f})"
     return Found(
-        loss.item(), f"{len(indices)} examples, {batch.num_tokens} tokens: loss {loss.item():.3f}{chance}, gradient norm {norm:.3f}"
+        loss.item(),
+        f"{counted(len(indices), 'example')}, {batch.num_tokens} tokens: loss {loss.item():.3f}{chance}, gradient norm {norm:.3f}",
     )
 
 
@@ -198,7 +186,10 @@ def check_memory(config: Config, precision: Precision, model: BertClassifier, pl
     }
     shown = " + ".join(f"{name} {_megabytes(size)}" for name, size in parts.items() if size)
     host = f"; offloaded to the host: {_megabytes(estimate.host)}" if estimate.host else ""
-    return Found(estimate, f"about {_megabytes(estimate.device)}: {shown}{host} (ZeRO stage {stage}, {plan.world_size} ranks, {precision})")
+    return Found(
+        estimate,
+        f"about {_megabytes(estimate.device)}: {shown}{host} (ZeRO stage {stage}, {counted(plan.world_size, 'rank')}, {precision})",
+    )
 
 
 def _largest_micro_batch(plan: Plan, lengths: np.ndarray) -> int:
@@ -213,4 +204,4 @@ def _inputs(config: Config) -> list[tuple[str, InputConfig]]:
 
 
 def _megabytes(size: float) -> str:
-    return f"{size / 1e6:,.0f} MB"
+    return f"{size / 1e6:,.1f} MB"

@@ -76,7 +76,9 @@ class Progress:
         if not self.enabled:
             return
         self._write({"step": step, "metrics": metrics})
-        shown = "; ".join(f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()) for split, values in metrics.items())
+        shown = "; ".join(
+            f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()) for split, values in metrics.items()
+        )
         self.say(f"step {step}/{self.total_steps}  evaluation: {shown}")
 
     def say(self, text: str) -> None:

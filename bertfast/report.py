@@ -13,14 +13,16 @@ from typing import Any
 
 import yaml
 
+from bertfast import __version__
 from bertfast.atomic import replacing, write_json
 from bertfast.config import Config, TaskConfig
+from bertfast.resolve import LEARNING_RATE, WEIGHT_DECAY
 from bertfast.tasks import Task
 
 RESULTS_FILE = "results.json"
 CARD_FILE = "README.md"
 MODEL_CONFIG_FILE = "bertfast.json"
-_PACKAGES = ("bertfast", "torch", "transformers", "deepspeed", "datasets", "tokenizers")
+_PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
 _HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr"}  # the hub's names where they are not ours
 
 
@@ -34,7 +36,7 @@ def run_facts(config: Config, started: datetime, finished: datetime | None = Non
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": None if config.path is None else str(config.path),
         "platform": platform.platform(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), "bertfast": __version__, **{name: _version(name) for name in _PACKAGES}},
         "commit": _commit(),
     }
 
@@ -140,15 +142,12 @@ def _metrics_table(metrics: dict[str, dict[str, float]]) -> list[str]:
 
 def _set_up(results: dict[str, Any], config: Config) -> dict[str, Any]:
     block, optimizer = config.bertfast, config.deepspeed.get("optimizer", {})
+    rate, decay = optimizer.get("params", {}).get("lr", "auto"), optimizer.get("params", {}).get("weight_decay", 0.0)
     facts: dict[str, Any] = {
-        "epochs": block.run.epochs if block.run.max_steps is None else None,
-        "optimizer steps": block.run.max_steps,
-        "batch size": block.train_input.batch_size if block.train_input else None,
-        "maximum sequence length": block.train_input.max_sequence_length if block.train_input else None,
-        "optimizer": optimizer.get("type"),
-        "learning rate": optimizer.get("params", {}).get("lr"),
-        "weight decay": optimizer.get("params", {}).get("weight_decay"),
-        "ZeRO stage": config.deepspeed.get("zero_optimization", {}).get("stage", 0),
+        "max_sequence_length": block.train_input.max_sequence_length if block.train_input else None,
+        "optimizer": optimizer.get("type", "AdamW"),
+        "learning_rate": LEARNING_RATE if rate == "auto" else rate,
+        "weight_decay": WEIGHT_DECAY if decay == "auto" else decay,
         "seed": block.run.seed,
         **results.get("training", {}),
     }
@@ -156,7 +155,7 @@ def _set_up(results: dict[str, Any], config: Config) -> dict[str, Any]:
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items() if version) or None
     facts["commit"] = run.get("commit")
     facts["trained on"] = run.get("finished")
-    return {name: value for name, value in facts.items() if value is not None}
+    return {name.replace("_", " "): value for name, value in facts.items() if value is not None}
 
 
 def _usage(config: Config, task: Task) -> list[str]:
@@ -187,7 +186,7 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _is_local(checkpoint: str) -> bool:

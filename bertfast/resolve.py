@@ -35,7 +35,9 @@ def resolve_batch_sizes(config: Config, world_size: int) -> BatchSizes:
     """
     block = config.bertfast.train_input
     raw = config.deepspeed
-    total, micro, steps = (_given(raw, key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"))
+    total, micro, steps = (
+        _given(raw, key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    )
     if block is not None and block.planner == "tokens":
         steps = steps or 1
         return BatchSizes(world_size * steps, 1, steps, world_size)
@@ -78,7 +80,9 @@ def resolve_precision(deepspeed: dict[str, Any], device_type: str) -> str:
     if fp16 and bf16:
         raise ConfigError("fp16.enabled and bf16.enabled are both true; turn one of them off")
     if fp16 and device_type == "cpu":
-        raise ConfigError('fp16.enabled is true, but a CPU cannot train in fp16: set "fp16": {"enabled": "auto"} or "bf16": {"enabled": true}')
+        raise ConfigError(
+            'fp16.enabled is true, but a CPU cannot train in fp16: set "fp16": {"enabled": "auto"} or "bf16": {"enabled": true}'
+        )
     return "fp16" if fp16 else "bf16" if bf16 else "fp32"
 
 

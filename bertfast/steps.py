@@ -73,7 +73,9 @@ class Window:
     def rates(self) -> dict[str, float]:
         """Mean loss, and rates over all ranks, since the last call."""
         counts, self._since_log = self._since_log, _Counts()
-        loss, tokens = self._ranks.sum(torch.stack((self._loss.double(), torch.tensor(float(counts.tokens), device=self._loss.device)))).tolist()
+        loss, tokens = self._ranks.sum(
+            torch.stack((self._loss.double(), torch.tensor(float(counts.tokens), device=self._loss.device)))
+        ).tolist()
         self._loss.zero_()
         seconds = time.perf_counter() - counts.begun
         return {

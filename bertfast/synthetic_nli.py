@@ -1,9 +1,9 @@
 """A small natural-language-inference language, whose labels are right by construction; the demo trains on it.
 
 A sentence describes one scene: who, of what size and colour, does what, where and when. Each of these is a slot, and each phrase of a slot
-stands for a set of possibilities: "dog" for {dog}, "animal" for every animal; a slot left out stands for all that it could hold. A sentence is
-a product of such sets. With both sentences taken to describe the same scene, as in SNLI (Bowman et al. 2015), the label follows: entailment
-where the premise's set lies within the hypothesis's, contradiction where the two are disjoint, neutral otherwise.
+stands for a set of possibilities: "dog" for {dog}, "animal" for every animal; a slot left out stands for all that it could hold. A sentence
+is a product of such sets. With both sentences taken to describe the same scene, as in SNLI (Bowman et al. 2015), the label follows:
+entailment where the premise's set lies within the hypothesis's, contradiction where the two are disjoint, neutral otherwise.
 
 The slots are put into sentence templates. No template of the dev set, however many of its slots are left out, is one of the training set's.
 """

@@ -37,6 +37,7 @@ from bertfast.steps import LossWatch, RunState, Termination, Window, ahead
 from bertfast.tasks import Task, get_task
 from bertfast.weights import read_config, resolve_folder
 
+
 class Trainer:
     """Fine-tune, evaluate and use a classifier as a config says.
 
@@ -49,7 +50,12 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, device: str | None = None, resume: bool = False, checkpoint_path: str | None = None, profile_startup: bool = False
+        self,
+        config: Config,
+        device: str | None = None,
+        resume: bool = False,
+        checkpoint_path: str | None = None,
+        profile_startup: bool = False,
     ):
         self.config = config
         self.settings = config.bertfast
@@ -224,7 +230,9 @@ class Trainer:
         try:
             return AutoTokenizer.from_pretrained(str(folder))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: holds no tokenizer that transformers can load ({error}); name one in bertfast.model.tokenizer") from None
+            raise CheckpointError(
+                f"{folder}: holds no tokenizer that transformers can load ({error}); name one in bertfast.model.tokenizer"
+            ) from None
 
     def _load_model(self, folder_or_name: str, new_head: bool) -> BertClassifier:
         settings = self.settings.model
@@ -302,7 +310,9 @@ class Trainer:
 
     def _logits(self, model, dataset: EncodedDataset, source: InputConfig) -> np.ndarray:
         """Logits [n, C] of all examples in their order, on every rank: each rank takes its share, and every example counts once."""
-        plan = plan_sequential(dataset.lengths, source.batch_size, tokens_per_batch=source.tokens_per_batch, world_size=self.ranks.world_size)
+        plan = plan_sequential(
+            dataset.lengths, source.batch_size, tokens_per_batch=source.tokens_per_batch, world_size=self.ranks.world_size
+        )
         model.eval()
 
         def pack(step: int) -> list[PackedBatch]:
@@ -314,7 +324,11 @@ class Trainer:
                 for batch in batches:
                     rows.append(model(batch).float())
                     ids.append(batch.example_ids)
-        mine = (torch.cat(ids).cpu().numpy(), torch.cat(rows).cpu().numpy()) if rows else (np.zeros(0, int), np.zeros((0, self.task.num_labels)))
+        mine = (
+            (torch.cat(ids).cpu().numpy(), torch.cat(rows).cpu().numpy())
+            if rows
+            else (np.zeros(0, int), np.zeros((0, self.task.num_labels)))
+        )
         logits = np.full((len(dataset), self.task.num_labels), np.nan, dtype=np.float32)
         for ids_B, logits_BC in self.ranks.gather(mine):
             logits[ids_B[ids_B >= 0]] = logits_BC[ids_B >= 0]
@@ -328,7 +342,9 @@ class Trainer:
     def _evaluate_and_keep_best(self, state: RunState, progress: Progress) -> RunState:
         metrics = {split: self._metrics(self.engine, dataset) for split, dataset in self.eval_sets.items()}
         progress.evaluation(state.step, metrics)
-        self._write_monitor({f"Eval/{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}, state.step)
+        self._write_monitor(
+            {f"Eval/{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}, state.step
+        )
         value = next(iter(metrics.values()))[self.task.main_metric]
         if not is_better(self.task, value, state.best):
             return state._replace(stale_evaluations=state.stale_evaluations + 1)

@@ -74,9 +74,10 @@ def run_checks(load: Callable[[], Config], device: str | None = None) -> list[Ch
     tokenizer = checks.make("tokenizer", preflight.check_tokenizer, config, checkpoint)
     train, task = preflight.check_inputs(checks, config, tokenizer, checkpoint)
     model = checks.make("weights", preflight.check_weights, config, checkpoint, task)
-    plan = checks.make("packing", preflight.check_plan, config, sizes, train)
-    checks.make("one step", preflight.check_step, model, plan, train)
-    checks.make("memory per rank", preflight.check_memory, config, precision, model, plan, train)
+    if config.bertfast.train_input is not None:
+        plan = checks.make("packing", preflight.check_plan, config, sizes, train)
+        checks.make("one step", preflight.check_step, model, plan, train)
+        checks.make("memory per rank", preflight.check_memory, config, precision, model, plan, train)
     return checks.rows
 
 
@@ -117,10 +118,15 @@ def _check_precision(config: Config, device: str | None) -> Found:
 
 def _check_batch(config: Config) -> Found:
     sizes = resolve_batch_sizes(config, _world_size())
-    parts = f"{sizes.world_size} ranks x {sizes.micro_steps} micro-steps x {sizes.micro_batch}"
+    parts = f"{counted(sizes.world_size, 'rank')} x {counted(sizes.micro_steps, 'micro-step')} x "
     if config.bertfast.train_input is not None and config.bertfast.train_input.planner == "tokens":
-        return Found(sizes, f"{parts} packs of {config.bertfast.train_input.tokens_per_batch} tokens")
-    return Found(sizes, f"{sizes.global_batch} = {parts} examples")
+        return Found(sizes, f"{parts}{counted(sizes.micro_batch, 'pack')} of {config.bertfast.train_input.tokens_per_batch} tokens")
+    return Found(sizes, f"{sizes.global_batch} = {parts}{counted(sizes.micro_batch, 'example')}")
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 rank", "2 ranks" """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _world_size() -> int:

@@ -158,7 +158,9 @@ def read_weights(folder_or_name: str) -> tuple[BertConfig, dict[str, torch.Tenso
         if (folder / index).is_file():
             shards = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
             return config, {key: tensor for shard in shards for key, tensor in _read_file(folder / shard).items()}
-    raise CheckpointError(f"{folder}: no model.safetensors and no pytorch_model.bin there; give a folder that transformers' save_pretrained wrote")
+    raise CheckpointError(
+        f"{folder}: no model.safetensors and no pytorch_model.bin there; give a folder that transformers' save_pretrained wrote"
+    )
 
 
 def read_config(folder: Path) -> BertConfig:

@@ -53,7 +53,7 @@ class FakeTrainer:
         return self._answer("fit", {"metrics": {"dev": {"accuracy": 0.91234, "f1": 0.5}}})
 
     def evaluate(self):
-        return self._answer("evaluate", {"dev_matched": {"accuracy": 0.75}, "dev_mismatched": {"accuracy": 0.5}})
+        return self._answer("evaluate", {"dev_matched": {"accuracy": 0.75}, "dev_mismatched": {"accuracy": 0.5, "f1": 0.25}})
 
 
 @pytest.fixture
@@ -84,7 +84,10 @@ def test_eval(trainer, capsys, run, command):
     assert run([*command, "--config", "c.json", "--checkpoint_path", "m"]) == 0
     assert trainer.made["called"] == "evaluate" and trainer.made["checkpoint_path"] == "m"
     shown = capsys.readouterr().out
-    assert "dev_mismatched" in shown and "0.7500" in shown
+    assert [line.split() for line in shown.splitlines() if "dev" in line] == [
+        ["│", "dev_matched", "│", "0.7500", "│", "│"],
+        ["│", "dev_mismatched", "│", "0.5000", "│", "0.2500", "│"],
+    ]
 
 
 def test_only_rank_0_prints_the_table(trainer, capsys, monkeypatch):
@@ -218,16 +221,23 @@ def test_without_resume_the_checkpoint_is_where_training_starts(trainer):
 
 
 def test_eval_takes_the_model_that_training_left(trainer, tmp_path):
-    folder = model_folder(tmp_path / "runs" / "model" / "model")
+    model_folder(tmp_path / "runs" / "model" / "model")
     assert cli.main(["eval", "--config", "c.json"]) == 0
-    assert Path(trainer.made["checkpoint_path"]) == folder.relative_to(tmp_path)
+    assert trainer.made["checkpoint_path"] == "runs/model"
     assert trainer.made["config"].model.checkpoint == "some-bert"
 
 
+def test_a_model_that_was_being_replaced_when_the_run_was_killed_is_found(trainer, tmp_path):
+    model_folder(tmp_path / "runs" / "model" / ".old-model")
+    assert cli.main(["eval", "--config", "c.json"]) == 0
+    assert (tmp_path / "runs" / "model" / "model" / "bertfast.json").is_file()
+
+
 def test_a_model_folder_needs_no_other_config(trainer, tmp_path):
-    folder = model_folder(tmp_path / "m")
-    assert cli.main(["eval", "--checkpoint_path", str(folder), "--set", "bertfast.eval_input.batch_size=7"]) == 0
-    assert trainer.made["config"].eval_input.batch_size == 7 and trainer.made["checkpoint_path"] == str(folder)
+    folder = model_folder(tmp_path / "run" / "model")
+    for path in (folder, folder.parent):
+        assert cli.main(["eval", "--checkpoint_path", str(path), "--set", "bertfast.eval_input.batch_size=7"]) == 0
+        assert trainer.made["config"].eval_input.batch_size == 7 and trainer.made["checkpoint_path"] == str(path)
 
 
 @pytest.mark.parametrize(

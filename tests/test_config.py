@@ -206,6 +206,7 @@ def test_faults_of_the_file_name_the_file(tmp_path, name, text, words):
     path = write(tmp_path, name, text)
     found = message(path)
     assert found.startswith(str(path)) and all(word in found for word in words), found
+    assert len(found.splitlines()) <= 2
 
 
 def test_a_file_that_is_not_utf8_names_the_byte(tmp_path):

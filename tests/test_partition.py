@@ -40,7 +40,8 @@ def test_random_order_is_a_permutation(n):
 
 
 def test_random_order_through_buckets_is_uniform(monkeypatch):
-    monkeypatch.setattr(partition, "_SHUFFLE_CHUNK", 2)  # so that even 4 elements go through buckets
+    monkeypatch.setattr(partition, "_SHUFFLE_CHUNK", 2)  # so that 4 elements go through buckets within buckets
+    monkeypatch.setattr(partition, "_BUCKETS", 2)
     rng = np.random.default_rng(2)
     seen = Counter(tuple(partition.random_order(rng, 4).tolist()) for _ in range(4800))
     assert len(seen) == 24
@@ -144,6 +145,11 @@ def test_pack_histogram_needs_no_more_bins_than_best_fit_decreasing(lengths, bud
     assert -(-sum(lengths) // budget) <= partition.num_bins(groups) <= best_fit_decreasing(lengths, budget)
     plain = partition._best_fit(counts, budget, np.flatnonzero(counts).tolist(), [0] * np.count_nonzero(counts))
     assert partition.num_bins(plain) == best_fit_decreasing(lengths, budget)
+
+
+def test_pack_histogram_falls_back_on_plain_best_fit():
+    # To fill 23 with 9 + 7 * 2 leaves the second 9 outside, for there is only one 2.
+    assert partition.num_bins(partition.pack_histogram(np.bincount([9, 9, 2]), 23)) == 1
 
 
 def test_pack_histogram_leaves_room_that_shorter_examples_can_fill():

@@ -27,7 +27,7 @@ MNLI = {
 }
 RESULTS = {
     "metrics": {"dev_matched": {"accuracy": 0.8370123456}, "dev_mismatched": {"accuracy": 0.8483}},
-    "training": {"precision": "fp16", "samples per second": 1234.5},
+    "training": {"precision": "fp16", "samples_per_second": 1234.5, "zero_stage": 1},
     "run": {"versions": {"torch": "2.13.0", "deepspeed": None}, "commit": "abc", "finished": "2026-01-01T00:00:00+00:00"},
 }
 
@@ -84,11 +84,15 @@ def test_a_link_stays_a_link(tmp_path):
     assert (tmp_path / "link.json").is_symlink() and (tmp_path / "real.json").read_text() == "1\n"
 
 
-def test_a_device_is_written_to_and_not_replaced():
-    before = os.stat("/dev/null")
-    write_json("/dev/null", {"a": 1})
-    after = os.stat("/dev/null")
-    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_json(tmp_path / "pipe", {"a": 1})
+        assert (tmp_path / "pipe").is_fifo()
+        assert json.loads(os.read(reader, 100)) == {"a": 1}
+    finally:
+        os.close(reader)
 
 
 @pytest.mark.parametrize("place", [pytest.param("file/a.json", id="below-a-file"), pytest.param("folder", id="a-folder")])
@@ -141,12 +145,12 @@ def test_the_card_shows_metrics_and_set_up(tmp_path):
     for line in (
         "# bert-base-uncased, fine-tuned on mnli",
         "| 1 | neutral |",
-        "| dev_matched | 0.837 |",
+        "| dev_matched | 0.83701 |",
         "| learning rate | 3e-05 |",
-        "| ZeRO stage | 1 |",
-        "| maximum sequence length | 96 |",
+        "| zero stage | 1 |",
+        "| max sequence length | 96 |",
         "| precision | fp16 |",
-        "| samples per second | 1234 |",
+        "| samples per second | 1234.5 |",
         "| versions | torch 2.13.0 |",
         "| commit | abc |",
     ):

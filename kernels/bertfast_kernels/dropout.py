@@ -53,7 +53,9 @@ def philox(key: torch.Tensor, counter: tuple) -> torch.Tensor:
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
-def keyed_mask(dropout: Dropout, example: torch.Tensor, position: torch.Tensor, columns: int, plane: torch.Tensor | int = 0) -> torch.Tensor:
+def keyed_mask(
+    dropout: Dropout, example: torch.Tensor, position: torch.Tensor, columns: int, plane: torch.Tensor | int = 0
+) -> torch.Tensor:
     """The mask by key, bool [..., columns], True where an element is kept.
 
     example, position: int tensors that broadcast to [...], the example and position of each row. plane: int or int tensor that broadcasts to

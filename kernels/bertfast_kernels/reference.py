@@ -14,7 +14,16 @@ from bertfast_kernels.dropout import Dropout, add_dropped, dropped
 
 
 def embedding_layer_norm(
-    input_ids_T, token_type_ids_T, position_ids_T, word_VD, segment_SD, position_PD, weight_D, bias_D, eps: float, dropout: Dropout | None = None
+    input_ids_T,
+    token_type_ids_T,
+    position_ids_T,
+    word_VD,
+    segment_SD,
+    position_PD,
+    weight_D,
+    bias_D,
+    eps: float,
+    dropout: Dropout | None = None,
 ) -> torch.Tensor:
     """dropout(LayerNorm(word[input_ids] + segment[token_type_ids] + position[position_ids])): [T, D] (Devlin et al. 2019, figure 2).
 

@@ -1,0 +1,61 @@
+"""What a model's folder tells beside its weights: its tokenizer, and the classes that it was trained to tell apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertfast.errors import CheckpointError
+from bertfast.tasks import Task
+from bertfast.weights import read_config
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")
+
+
+def load_tokenizer(folder: Path, bert: BertConfig) -> Any:
+    """The tokenizer in `folder`, for a model with the embeddings of `bert`.
+
+    Raises:
+        CheckpointError: naming the folder where there is none, it has no [CLS], [SEP] or [PAD], or has more tokens than the model has
+            embeddings.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):  # transformers 5 makes an empty tokenizer, without a word
+        raise CheckpointError(
+            f"{folder}: no tokenizer is there (none of {', '.join(_VOCABULARY_FILES)}); name one as bertfast.model.tokenizer"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises plain Exceptions; each means that the files cannot be read
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({reason}); name one as bertfast.model.tokenizer") from None
+    if len(tokenizer) > bert.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, but the model has {bert.vocab_size:,} word embeddings; "
+            "they do not belong together: name the checkpoint's own as bertfast.model.tokenizer"
+        )
+    for name in ("cls_token", "sep_token", "pad_token"):
+        if getattr(tokenizer, f"{name}_id") is None:
+            raise CheckpointError(f"{folder}: the tokenizer has no {name}; name one of BERT's, which has [CLS], [SEP] and [PAD]")
+    return tokenizer
+
+
+def task_of_model(task: Task, folder: Path) -> Task:
+    """`task`, its classes taken from a fine-tuned model's config where they are not known.
+
+    Raises:
+        CheckpointError: a model with another number of classes than the task.
+    """
+    bert = read_config(folder)
+    if not task.is_complete:
+        return task.with_labels(None if bert.num_labels == 1 else tuple(bert.id2label[index] for index in range(bert.num_labels)))
+    if task.num_labels != bert.num_labels:
+        raise CheckpointError(
+            f"{folder}: the model has {bert.num_labels} labels, but task {task.name} has {task.num_labels}; "
+            "was it fine-tuned on another task?"
+        )
+    return task

@@ -1,0 +1,41 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real data sets: the folder that BERTFAST_DATA names."""
+    return _folder("BERTFAST_DATA")
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """Real checkpoints: the folder that BERTFAST_MODELS names."""
+    return _folder("BERTFAST_MODELS")
+
+
+def _folder(variable: str) -> Path:
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} is not set")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    """make_tokenizer(words): a small uncased BERT tokenizer with [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then the words."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    def make(words: str = "a b c d e good bad film the ##s"):
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        vocabulary = {word: index for index, word in enumerate([*special, *words.split()])}
+        names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+        return PreTrainedTokenizerFast(tokenizer_object=BertWordPieceTokenizer(vocabulary)._tokenizer, **names)
+
+    return make

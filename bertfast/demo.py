@@ -1,7 +1,7 @@
 """`make demo`: fine-tune a small BERT on sentences that the project writes itself, from nothing to answers, with no download.
 
-It writes a natural-language-inference set (see `synthetic_nli`), trains a WordPiece tokenizer on it, makes a BERT with random weights, starts
-`deepspeed launch.py` as a user would, and shows what came out. All files lie in one folder, runs/demo unless --output says otherwise.
+It writes a natural-language-inference set (see `synthetic_nli`), trains a WordPiece tokenizer on it, makes a BERT with random weights,
+starts `deepspeed launch.py` as a user would, and shows what came out. All files lie in one folder: runs/demo, or what --output says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bertfast.errors import BertfastError
 from bertfast.synthetic_nli import DEV_TEMPLATES, LABEL_NAMES, TRAIN_TEMPLATES, Pair, frames, generate
 
 CONFIG = "ds_demo.json"
-TRAIN_ROWS = 30_000
+TRAIN_ROWS = 45_000
 DEV_ROWS = 1_500
 _DEV_SEED_OFFSET = 1_000_003  # the dev set's random numbers are other ones than the training set's
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -131,7 +131,9 @@ def write_checkpoint(folder: Path, pairs: Sequence[Pair], seed: int) -> None:
     """Write a checkpoint to fine-tune: a WordPiece tokenizer trained on `pairs`, and a BERT of 2 layers with random weights."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     vocabulary = _train_wordpiece(pairs)
     torch.manual_seed(seed)
     config = BertConfig(
@@ -177,7 +179,7 @@ def training_command(folders: Folders, seed: int, overrides: Sequence[str] = ())
     return [
         sys.executable,
         str(Path(sys.executable).with_name("deepspeed")),
-        *("--num_gpus", "1", "--master_port", str(_free_port())),
+        *("--num_gpus", "1", "--master_port", str(_free_port()), "--log_level", "warning"),
         *([str(launch)] if launch.is_file() else ["--module", "bertfast"]),
         *("--config", CONFIG),
         *(word for assignment in assignments for word in ("--set", assignment)),

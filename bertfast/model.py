@@ -23,6 +23,7 @@ from bertfast_kernels import (
     varlen_attention,
     varlen_cls_attention,
 )
+from bertfast_kernels.dropout import dropped
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -169,8 +170,6 @@ class BertClassifier(nn.Module):
         return _Pack(batch.cu_seqlens, batch.max_seqlen, example_ids_T, batch.position_ids, bits)
 
     def _drop_pooled(self, pooled_BD: torch.Tensor, rows: _Pack) -> torch.Tensor:
-        from bertfast_kernels.dropout import dropped
-
         return dropped(pooled_BD, rows.dropout(self.classifier_dropout, 3 * len(self.layers) + 1))
 
     def _initialise(self, module: nn.Module) -> None:

@@ -31,6 +31,7 @@ from bertfast.metrics import compute_metrics, is_better
 from bertfast.model import BertClassifier, RandomBits, loss_sum
 from bertfast.packing import PackedBatch
 from bertfast.planning import Plan, plan_examples, plan_sequential, plan_tokens
+from bertfast.pretrained import load_tokenizer, task_of_model
 from bertfast.progress import Progress, StartupClock
 from bertfast.resolve import resolve_batch_sizes, resolve_precision, resolve_total_steps
 from bertfast.steps import LossWatch, RunState, Termination, Window, ahead
@@ -168,7 +169,8 @@ class Trainer:
         sizes = resolve_batch_sizes(self.config, self.ranks.world_size)
         join_ranks(self.ranks)
         self._mark("DeepSpeed and the process group")
-        tokenizer = self._tokenizer(self.settings.model.tokenizer or self.settings.model.checkpoint)
+        source = self.settings.model
+        tokenizer = self._tokenizer(source.tokenizer or source.checkpoint, source.checkpoint)
         self._mark("tokenizer")
         self.train_set = self._load(self.settings.train_input, "train", tokenizer)
         if self.train_set.labels is None:
@@ -223,16 +225,10 @@ class Trainer:
             return {}
         return {split: self._load(source, split, tokenizer) for split in self.task.eval_splits}
 
-    def _tokenizer(self, folder_or_name: str):
-        from transformers import AutoTokenizer
-
-        folder = resolve_folder(model_folder(folder_or_name))
-        try:
-            return AutoTokenizer.from_pretrained(str(folder))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{folder}: holds no tokenizer that transformers can load ({error}); name one in bertfast.model.tokenizer"
-            ) from None
+    def _tokenizer(self, folder_or_name: str, checkpoint_folder: str):
+        """The tokenizer of one folder, held against the model of another (mostly the same)."""
+        bert = read_config(resolve_folder(model_folder(checkpoint_folder)))
+        return load_tokenizer(resolve_folder(model_folder(folder_or_name)), bert)
 
     def _load_model(self, folder_or_name: str, new_head: bool) -> BertClassifier:
         settings = self.settings.model
@@ -241,7 +237,7 @@ class Trainer:
             self.task.num_labels,
             self.task.label_names,
             strict=settings.strict,
-            new_head=new_head and settings.load_checkpoint_states is None,
+            new_head=new_head and (settings.is_pretrained_checkpoint or settings.load_checkpoint_states is None),
             overrides={
                 "hidden_dropout_prob": settings.hidden_dropout_prob,
                 "attention_probs_dropout_prob": settings.attention_probs_dropout_prob,
@@ -254,9 +250,8 @@ class Trainer:
         checkpoint.recover(Path(folder) / "model")
         if self.ranks.world_size > 1:
             join_ranks(self.ranks)
-        tokenizer = self._tokenizer(folder)
-        if not self.task.is_complete:
-            self.task = _labelled(self.task, model_folder(folder))
+        tokenizer = self._tokenizer(folder, folder)
+        self.task = task_of_model(self.task, resolve_folder(model_folder(folder)))
         model = self._load_model(folder, new_head=False)
         missing = [name for name in model.load_report.missing if name.startswith("classifier.")]
         if missing:
@@ -490,10 +485,3 @@ class Trainer:
 
     def _examples_in(self, step: int) -> int:
         return self.plan.num_examples(step % self.steps_per_epoch)
-
-
-def _labelled(task: Task, folder: str) -> Task:
-    """A user's task with the class names that its fine-tuned model carries."""
-    config = read_config(resolve_folder(folder))
-    names = None if config.num_labels == 1 else tuple(config.id2label[index] for index in range(config.num_labels))
-    return task.with_labels(names)

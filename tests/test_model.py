@@ -19,7 +19,9 @@ from bertfast.weights import from_transformers_names
 def bert_config(head_size=32, num_labels=2, **changes):
     sizes = {"hidden_size": 2 * head_size, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 200}
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return BertConfig(**{**sizes, **no_dropout, "max_position_embeddings": 64, "initializer_range": 0.1, "num_labels": num_labels, **changes})
+    return BertConfig(
+        **{**sizes, **no_dropout, "max_position_embeddings": 64, "initializer_range": 0.1, "num_labels": num_labels, **changes}
+    )
 
 
 def features(n=12, num_labels=2, longest=40, pair=True, seed=0):
@@ -76,7 +78,9 @@ def test_fifty_steps_follow_transformers():
     assert np.abs(np.subtract(losses["ours"], losses["theirs"])).max() < LOSSES_50_STEPS
 
 
-@pytest.mark.skipif("BERTFAST_DATA" not in os.environ or "BERTFAST_MODELS" not in os.environ, reason="needs BERTFAST_DATA and BERTFAST_MODELS")
+@pytest.mark.skipif(
+    "BERTFAST_DATA" not in os.environ or "BERTFAST_MODELS" not in os.environ, reason="needs BERTFAST_DATA and BERTFAST_MODELS"
+)
 @pytest.mark.parametrize("task", ["SST-2", "RTE"], ids=["single", "pair"])
 def test_real_text_and_weights(task):
     from transformers import AutoTokenizer
@@ -119,7 +123,9 @@ def gradients(model, batch, parts, key):
 
 @pytest.mark.parametrize("p", [0.0, 0.1], ids=["without-dropout", "with-dropout"])
 @pytest.mark.parametrize(
-    "parts", [[[3, 1, 0, 2, 5, 4, 7, 6]], [[0, 1], [2, 3], [7, 6], [4, 5]], [[7], [0, 1, 2, 3, 4, 5, 6]]], ids=["shuffled", "four", "uneven"]
+    "parts",
+    [[[3, 1, 0, 2, 5, 4, 7, 6]], [[0, 1], [2, 3], [7, 6], [4, 5]], [[7], [0, 1, 2, 3, 4, 5, 6]]],
+    ids=["shuffled", "four", "uneven"],
 )
 def test_packing_changes_no_gradient(p, parts):
     torch.manual_seed(3)
@@ -154,7 +160,10 @@ def test_save_and_load_through_transformers(tmp_path):
 def test_old_names_and_safe_bin_loading(tmp_path):
     theirs = BertForSequenceClassification(bert_config())
     theirs.config.save_pretrained(tmp_path)
-    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for name, t in theirs.state_dict().items()}
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        for name, t in theirs.state_dict().items()
+    }
     torch.save(old, tmp_path / "pytorch_model.bin")
     ours = BertClassifier.from_pretrained(str(tmp_path))
     assert not ours.load_report.missing and not ours.load_report.unexpected

@@ -9,7 +9,7 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/installed
-	.venv/bin/python -m pytest bench --benchmark-only
+	.venv/bin/python -m bench.bench_packing
 
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

@@ -31,7 +31,7 @@ setup(
     description="Fine-tune BERT classifiers on packed sequences, and ship them",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=[*PACKAGES, "bertfast.configs"],
@@ -49,7 +49,6 @@ setup(
         "safetensors",
         "tokenizers",
         "torch>=2.11",
-        "torchmetrics",
         "transformers>=5.10.1",  # older ones trip over any folder called kernels
     ],
     extras_require={"test": TEST, "bench": BENCH, "monitor": MONITOR},

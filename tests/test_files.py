@@ -144,7 +144,7 @@ def test_short_rows_filled(tmp_path):
     ("header", "message"),
     [
         pytest.param("txt\tlabel", "there is no column 'text'; the columns are 'txt', 'label'; did you mean 'txt'?", id="near"),
-        pytest.param("Text\tlabel", "did you mean 'Text'?", id="other-case"),
+        pytest.param("TEXT\tlabel", "did you mean 'TEXT'?", id="other-case"),
         pytest.param("text\tclass", "there is no column 'label'; the columns are 'text', 'class'", id="label"),
         pytest.param("text,label", "not separated as the file's suffix says (.tsv by tabs, .csv by commas)", id="wrong-separator"),
         pytest.param("text\tlabel\ttext", "the column 'text' stands twice", id="twice"),

@@ -74,3 +74,11 @@ def test_the_root_offers_no_package_called_kernels():
     assert spec is None or spec.loader is None or (ROOT / "kernels") not in Path(spec.origin or "/").parents
     assert not (ROOT / "kernels" / "__init__.py").exists()
     subprocess.run([sys.executable, "-c", "from transformers import BertModel"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_public_names():
+    import bertfast
+
+    assert all(callable(getattr(bertfast, name)) for name in bertfast.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Trayner'"):
+        bertfast.Trayner  # noqa: B018

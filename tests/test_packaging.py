@@ -1,0 +1,194 @@
+"""The wheel, what it holds and how it is used; the pinned versions; the Makefile's stamp."""
+
+import configparser
+import email
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from bertfast import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # sha256 of apache.org/licenses/LICENSE-2.0.txt
+NOT_SOURCE = shutil.ignore_patterns(".*", "runs", "data", "build", "dist", "*.egg-info", "__pycache__")
+
+
+def run(*command, **options) -> str:
+    """The standard output of a command that must end well."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of the sources without network."""
+    pytest.importorskip("setuptools", minversion="77", reason="building the wheel needs setuptools 77 or newer")
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, folder / "source")
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def names(wheel) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel) -> email.message.Message:
+    return email.message_from_bytes(zipfile.ZipFile(wheel).read(f"bertfast-{__version__}.dist-info/METADATA"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory) -> Path:
+    """The wheel's files, as pip lays them into site-packages."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def test_top_level_names(names):
+    offered = {"bertfast", "bertfast_kernels"} | ({"bertfast_export"} if (ROOT / "export" / "bertfast_export").exists() else set())
+    assert {name.partition("/")[0] for name in names} == {*offered, f"bertfast-{__version__}.dist-info"}
+
+
+@pytest.mark.parametrize(
+    "folder, inside",
+    [
+        pytest.param("bertfast", "bertfast", id="bertfast"),
+        pytest.param("kernels/bertfast_kernels", "bertfast_kernels", id="kernels"),
+        pytest.param("configs", "bertfast/configs", id="configs"),
+    ],
+)
+def test_every_file_is_shipped(names, folder, inside):
+    source = {f"{inside}/{path.name}" for path in (ROOT / folder).iterdir() if path.is_file()}
+    assert source and source <= names
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_metadata(wheel, metadata):
+    assert (metadata["Name"], metadata["Version"], metadata["License-Expression"]) == ("bertfast", __version__, "Apache-2.0")
+    assert {part.strip() for part in metadata["Requires-Python"].split(",")} == {">=3.11", "<3.13"}
+    archive = zipfile.ZipFile(wheel)
+    assert hashlib.sha256(archive.read(f"bertfast-{__version__}.dist-info/licenses/LICENSE")).hexdigest() == APACHE_2
+    points = configparser.ConfigParser()
+    points.read_string(archive.read(f"bertfast-{__version__}.dist-info/entry_points.txt").decode())
+    assert dict(points["console_scripts"]) == {"bertfast": "bertfast.cli:main"}
+
+
+def test_an_installed_wheel_finds_its_configs(site, tmp_path):
+    code = "from bertfast.config import load_config; print(load_config('ds_mnli.json').path)"
+    found = run(sys.executable, "-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)})
+    assert Path(found.strip()) == site / "bertfast" / "configs" / "ds_mnli.json"
+
+
+def test_a_folder_called_configs_beside_an_installed_wheel_is_not_ours(site, tmp_path):
+    (site / "configs").mkdir()
+    (site / "configs" / "theirs.json").write_text("{}")
+    code = "from bertfast.config import find_config; find_config('theirs.json')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True
+    )
+    assert "ConfigError: --config theirs.json: no such file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param([str(ROOT / "launch.py")], id="launch.py-from-another-folder"),
+        pytest.param(["-m", "bertfast"], id="module-of-an-installed-wheel"),
+    ],
+)
+def test_launch(how, site, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    assert "--config" in run(sys.executable, *how, "--help", cwd=tmp_path, env=environment)
+    command = [sys.executable, *how, "--local_rank=0", "--config", "nowhere.json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "nowhere.json: no such file" in done.stderr
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("torch==")
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), f"{line!r}: exact versions and nothing else"
+    pairs = [line.split("==") for line in lines]
+    found = {canonicalize_name(name): version for name, version in pairs}
+    assert len(found) == len(lines), "a name stands twice"
+    return found
+
+
+def test_what_we_need_is_pinned(metadata):
+    pinned = pins()
+    for text in metadata.get_all("Requires-Dist"):
+        requirement = Requirement(text)
+        if "monitor" in str(requirement.marker):  # TensorBoard and W&B are the user's own choice
+            continue
+        name = canonicalize_name(requirement.name)
+        assert name in pinned and requirement.specifier.contains(pinned[name]), text
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make(*arguments) in a folder that holds what .venv depends on; `make -n` only says what it would do."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    for name in ("Makefile", "setup.py", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return lambda *arguments: subprocess.run(["make", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "bench", "lint"])
+def test_make_installs_once(make, target, tmp_path):
+    assert "pip install" in make("-n", target).stdout
+    stamp = tmp_path / ".venv" / "installed"
+    stamp.parent.mkdir()
+    stamp.touch()
+    again = make("-n", target)
+    assert again.returncode == 0 and "pip" not in again.stdout and len(again.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["setup.py", "pyproject.toml", "constraints.txt"])
+def test_make_installs_again_when_something_changed(make, name, tmp_path):
+    stamp = tmp_path / ".venv" / "installed"
+    stamp.parent.mkdir()
+    stamp.touch()
+    later = stamp.stat().st_mtime + 10
+    os.utime(tmp_path / name, (later, later))
+    assert "pip install" in make("-n", "test").stdout
+
+
+def test_an_install_that_fails_leaves_no_stamp(make, tmp_path):
+    """A Python whose `-m venv` works and whose pip does not; an older stamp goes, too."""
+    stamp = tmp_path / ".venv" / "installed"
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    stamp.touch()
+    os.utime(stamp, (0, 0))
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(shutil.which("false"))
+    assert make("test", f"PYTHON={shutil.which('true')}").returncode != 0
+    assert not stamp.exists()
+
+
+@pytest.mark.network
+def test_an_empty_environment_beside_the_real_kernels(wheel, tmp_path):
+    """Some minutes and, without a torch for CPUs at hand, some gigabytes: pytest -m network tests/test_packaging.py"""
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel, "kernels")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    code = "import kernels, bertfast_kernels; from transformers import BertModel, Trainer; print(kernels.__file__)"
+    assert "site-packages" in run(python, "-c", code, cwd=tmp_path, env=environment)
+    shown = run(python, "-m", "bertfast.demo", "--rows", "600", cwd=tmp_path, env=environment)
+    assert "--module bertfast" in shown and "dev accuracy" in shown
+    assert (tmp_path / "runs" / "demo" / "training" / "model" / "model.safetensors").is_file()

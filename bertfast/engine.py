@@ -7,6 +7,7 @@ import ctypes
 import os
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bertfast.optim import ADAMW_KEYS, adamw, linear_schedule, parameter_groups
 from bertfast.resolve import BatchSizes, resolve_deepspeed, resolve_warmup_steps
 
 _OWN_OPTIMIZERS = {"adam", "adamw"}
+_LONGEST_BUILD = 900  # seconds; DeepSpeed's ops take under one minute each
 _STATE, _MODEL = "state", "model"  # the two folders of a training checkpoint: DeepSpeed's, and transformers'
 
 
@@ -92,6 +94,8 @@ def join_ranks(ranks: Ranks) -> None:
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
+    # DeepSpeed would compile this op here, for half a minute, and wait for ever on the lock of a build that was killed. Only its inference uses it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
 
 
@@ -121,6 +125,8 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
     if "scheduler" not in resolved:
         scheduler = linear_schedule(resolve_warmup_steps(config.bertfast.run, total_steps), total_steps)
     join_ranks(ranks)
+    if optimizer is None:
+        free_abandoned_builds()
     with _deepspeed_prints_to_stderr():
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -131,6 +137,17 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
             dist_init_required=False,
         )
     return engine
+
+
+def free_abandoned_builds() -> None:
+    """Remove the locks of builds of DeepSpeed's ops (its CPU Adam, say) that were killed: whoever needs the op next would wait for ever."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.glob("**/deepspeed_*/lock"):
+        with contextlib.suppress(FileNotFoundError):  # the build ended just now
+            if time.time() - lock.stat().st_mtime > _LONGEST_BUILD:
+                lock.unlink()
 
 
 def whole_state(engine) -> dict[str, torch.Tensor]:

@@ -2,19 +2,21 @@
 
     python -m bench.speed --data DIR --checkpoint FOLDER [--tasks sst2 mnli] [--steps 30] [--output FILE]
 
-Each contender takes a whole step (forward, backward, clipping, AdamW, schedule) on the same 32 examples, then the next one does, so that a machine
-that drifts slows all of them. Dropout is 0.1 on all sides. A row holds the median and quartiles of the samples a second, and of the
-ratios taken step by step.
+Each contender lives in a process of its own, as its user would run it, and takes a whole step (forward, backward, clipping, AdamW) on the same
+32 examples while the others wait; then the next one does, so that a machine that drifts slows all of them. Dropout is 0.1 on all sides. A row
+holds the median and quartiles of the samples a second, and of the ratios taken step by step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import subprocess
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -70,38 +72,55 @@ def bertfast_step(config: dict, num_labels: int) -> Step:
     return step
 
 
-def measure(task: str, data: Path, checkpoint: str, steps: int) -> list[dict]:
-    """One row a contender."""
+CONTENDERS = ("transformers fp32", "transformers bf16 autocast", "bertfast fp32", "bertfast bf16")
+
+
+def work(name: str, task: str, data: Path, checkpoint: str, steps: int, pipe: Connection) -> None:
+    """The process of one contender: takes a step for each number received, and sends its seconds."""
     from transformers import AutoTokenizer
 
-    config = config_of(task, data, checkpoint, "runs/speed", 42, False)
+    torch.manual_seed(42)
+    config = config_of(task, data, checkpoint, "runs/speed", 42, bf16=name.endswith("bf16"))
     source = load_config(config).bertfast.train_input
     train = load_dataset_for(get_task(task), source, "train", AutoTokenizer.from_pretrained(checkpoint), 42)
     labels = train.task.num_labels
-    contenders = {
-        "transformers fp32": transformers_step(checkpoint, labels, False),
-        "transformers bf16 autocast": transformers_step(checkpoint, labels, True),
-        "bertfast fp32": bertfast_step(config, labels),
-        "bertfast bf16": bertfast_step(config_of(task, data, checkpoint, "runs/speed", 42, True), labels),
-    }
+    step = (
+        bertfast_step(config, labels) if name.startswith("bertfast") else transformers_step(checkpoint, labels, name.endswith("autocast"))
+    )
     plan = plan_examples(train.lengths, BATCH_SIZE, seed=42)
-    seconds = {name: [] for name in contenders}
+    batches = [train.batch(plan.micro_batches(index % len(plan), 0)[0]) for index in range(WARM_UP + steps)]
+    pipe.send(torch.get_num_threads())
+    while (index := pipe.recv()) is not None:
+        began = time.perf_counter()
+        step(batches[index])
+        pipe.send(time.perf_counter() - began)
+
+
+def measure(task: str, data: Path, checkpoint: str, steps: int) -> list[dict]:
+    """One row a contender."""
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in CONTENDERS:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=work, args=(name, task, data, checkpoint, steps, theirs), daemon=True).start()
+    threads = {name: pipe.recv() for name, pipe in pipes.items()}
+    seconds = {name: [] for name in CONTENDERS}
     for index in range(WARM_UP + steps):
-        batch = train.batch(plan.micro_batches(index, 0)[0])
-        for name, step in contenders.items():
-            began = time.perf_counter()
-            step(batch)
+        for name, pipe in pipes.items():
+            pipe.send(index)
+            taken = pipe.recv()
             if index >= WARM_UP:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(taken)
+    for pipe in pipes.values():
+        pipe.send(None)
     quartiles = lambda values: [round(float(value), 2) for value in np.percentile(values, [25, 50, 75])]  # noqa: E731
     return [
         {
             "task": task,
             "contender": name,
             "samples_per_second": quartiles(BATCH_SIZE / np.array(taken)),
-            "speedup": {
-                base: quartiles(np.array(seconds[base]) / np.array(taken)) for base in ("transformers fp32", "transformers bf16 autocast")
-            },
+            "speedup": {base: quartiles(np.array(seconds[base]) / np.array(taken)) for base in CONTENDERS[:2]},
+            "threads": threads[name],
         }
         for name, taken in seconds.items()
     ]
@@ -115,7 +134,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    torch.manual_seed(42)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     for task in arguments.tasks:
         for row in measure(task, arguments.data, arguments.checkpoint, arguments.steps):
@@ -124,7 +142,6 @@ def main() -> None:
                 "batch_size": BATCH_SIZE,
                 "checkpoint": Path(arguments.checkpoint).name,
                 "versions": {"torch": torch.__version__, "python": platform.python_version()},
-                "threads": torch.get_num_threads(),
                 "commit": commit,
             }
             print(json.dumps(row), flush=True)

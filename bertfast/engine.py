@@ -19,7 +19,7 @@ from bertfast.config import Config
 from bertfast.errors import CheckpointError, ConfigError
 from bertfast.model import BertClassifier
 from bertfast.optim import ADAMW_KEYS, adamw, linear_schedule, parameter_groups
-from bertfast.resolve import BatchSizes, resolve_deepspeed, resolve_warmup_steps
+from bertfast.resolve import BatchSizes, resolve_deepspeed, resolve_precision, resolve_warmup_steps
 
 _OWN_OPTIMIZERS = {"adam", "adamw"}
 _LONGEST_BUILD = 900  # seconds; DeepSpeed's ops take under one minute each
@@ -107,6 +107,8 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
     import deepspeed
 
     resolved = resolve_deepspeed(config, sizes, total_steps, ranks.device.type, model.config.hidden_size)
+    if resolve_precision(config.deepspeed, ranks.device.type) == "bf16" and "bf16" not in resolved:
+        model.compute_dtype = torch.bfloat16
     block = resolved["optimizer"]
     groups = parameter_groups(model, block["params"].get("weight_decay", 0.0))
     kind, params = str(block.get("type", "AdamW")).lower(), block["params"]
@@ -136,6 +138,8 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
             config=resolved,
             dist_init_required=False,
         )
+    if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False  # it would flatten and copy all gradients for a sum over one rank
     return engine
 
 

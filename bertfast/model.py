@@ -1,6 +1,7 @@
 """The whole network on one page: embeddings, encoder, pooler and head over a packed stream of tokens (Devlin et al. 2019).
 
-Each module owns the parameters that its own forward reads, because ZeRO stage 3 gathers parameters module by module.
+Each module owns the parameters that its own forward reads, because ZeRO stage 3 gathers parameters module by module. It reads them in the dtype of
+its input, which `compute_dtype` sets for all of them: float32 parameters can be trained in bfloat16 products.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class _Pack(NamedTuple):
 class BertClassifier(nn.Module):
     """A BERT encoder with a pooler and a linear head. `model(batch)` takes a PackedBatch and gives logits [B, C].
 
-    `config` is a transformers BertConfig; its num_labels is C (1 means regression).
+    `config` is a transformers BertConfig; its num_labels is C (1 means regression). `compute_dtype` is the dtype of everything between the
+    embeddings and the logits; None takes that of the parameters.
     """
 
     def __init__(self, config: BertConfig):
@@ -82,8 +84,9 @@ class BertClassifier(nn.Module):
         self.num_labels = config.num_labels
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
+        self.compute_dtype: torch.dtype | None = None
         self.classifier_dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.load_report: LoadReport | None = None
         self.apply(self._initialise)
@@ -91,7 +94,7 @@ class BertClassifier(nn.Module):
     def forward(self, batch: PackedBatch, bits: RandomBits | None = None) -> torch.Tensor:
         """Logits [B, C]. In training mode `bits` feeds dropout; left out, torch's generator seeds it."""
         pack = self._pack(batch, bits)
-        x_TD = self.embeddings(batch, pack)
+        x_TD = self.embeddings(batch, pack).to(self.compute_dtype)
         for layer in self.layers[:-1]:
             x_TD = layer(x_TD, pack)
         cls_BD = self.layers[-1](x_TD, pack, cls_only=True)
@@ -174,13 +177,20 @@ class BertClassifier(nn.Module):
 
     def _initialise(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
+        if isinstance(module, Linear):
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, Embeddings):
             for table in (module.word, module.position, module.segment):
                 nn.init.normal_(table, std=std)
+
+
+class Linear(nn.Linear):
+    """x weight^T + bias, in the dtype of x."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Embeddings(nn.Module):
@@ -208,11 +218,11 @@ class EncoderLayer(nn.Module):
         super().__init__()
         size, wide = config.hidden_size, config.intermediate_size
         self.qkv = QkvProjection(size, config.num_attention_heads)
-        self.attention_out = nn.Linear(size, size, bias=False)
+        self.attention_out = Linear(size, size, bias=False)
         self.attention_norm = DropoutAddLayerNorm(config, site=3 * index + 2)
-        self.ffn_up = nn.Linear(size, wide, bias=False)
+        self.ffn_up = Linear(size, wide, bias=False)
         self.gelu = BiasGelu(wide, _GELU[config.hidden_act])
-        self.ffn_down = nn.Linear(wide, size, bias=False)
+        self.ffn_down = Linear(wide, size, bias=False)
         self.ffn_norm = DropoutAddLayerNorm(config, site=3 * index + 3)
         self.attention_p, self.attention_site = config.attention_probs_dropout_prob, 3 * index + 1
 
@@ -229,7 +239,7 @@ class EncoderLayer(nn.Module):
         return self.ffn_norm(self.ffn_down(self.gelu(self.ffn_up(x_TD))), x_TD, pack)
 
 
-class QkvProjection(nn.Linear):
+class QkvProjection(Linear):
     """Queries, keys and values in one product: [T, D] -> [T, 3, N, H]; with rows [B], q [B, N, H] of those rows and kv [T, 2, N, H] of all."""
 
     def __init__(self, hidden_size: int, n_heads: int):
@@ -239,9 +249,9 @@ class QkvProjection(nn.Linear):
     def forward(self, x_TD: torch.Tensor, query_rows: torch.Tensor | None = None):
         if query_rows is None:
             return super().forward(x_TD).unflatten(1, (3, *self.heads))
-        size = self.in_features
-        q_BNH = nn.functional.linear(x_TD[query_rows], self.weight[:size], self.bias[:size]).unflatten(1, self.heads)
-        kv_T2NH = nn.functional.linear(x_TD, self.weight[size:], self.bias[size:]).unflatten(1, (2, *self.heads))
+        size, weight, bias = self.in_features, self.weight.to(x_TD.dtype), self.bias.to(x_TD.dtype)
+        q_BNH = nn.functional.linear(x_TD[query_rows], weight[:size], bias[:size]).unflatten(1, self.heads)
+        kv_T2NH = nn.functional.linear(x_TD, weight[size:], bias[size:]).unflatten(1, (2, *self.heads))
         return q_BNH, kv_T2NH
 
 
@@ -256,7 +266,8 @@ class DropoutAddLayerNorm(nn.Module):
         self.eps, self.p, self.site = config.layer_norm_eps, config.hidden_dropout_prob, site
 
     def forward(self, x_TD: torch.Tensor, residual_TD: torch.Tensor, pack: _Pack) -> torch.Tensor:
-        return dropout_add_layer_norm(x_TD, self.x_bias, residual_TD, self.weight, self.bias, self.eps, pack.dropout(self.p, self.site))
+        x_bias_D, weight_D, bias_D = (parameter.to(x_TD.dtype) for parameter in (self.x_bias, self.weight, self.bias))
+        return dropout_add_layer_norm(x_TD, x_bias_D, residual_TD, weight_D, bias_D, self.eps, pack.dropout(self.p, self.site))
 
 
 class BiasGelu(nn.Module):
@@ -268,7 +279,7 @@ class BiasGelu(nn.Module):
         self.approximate = approximate
 
     def forward(self, x_TF: torch.Tensor) -> torch.Tensor:
-        return bias_gelu(x_TF, self.bias, self.approximate)
+        return bias_gelu(x_TF, self.bias.to(x_TF.dtype), self.approximate)
 
 
 def loss_sum(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:

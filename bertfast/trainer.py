@@ -275,6 +275,9 @@ class Trainer:
             f"{len(self.train_set):,} examples of {self.task.name}, {self.total_steps} steps of "
             f"{self.plan.examples / self.steps_per_epoch:,.0f} examples ({shape}), share of real tokens {self.plan.fill:.1%}",
         ]
+        asked = self.config.deepspeed.get("zero_optimization", {}).get("stage", 0)
+        if asked != self.engine.zero_optimization_stage():
+            lines.append(f"ZeRO stage {asked} has nothing to divide on one rank: it runs as stage 0")
         if state.step:
             lines.append(f"resuming after step {state.step}")
         return lines

@@ -17,6 +17,7 @@ FLOORS = [
     {"model", "resolve", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},
     {"data", "checkpoint", "optim", "metrics", "pretrained", "predictions", "report", "progress"},
     {"engine", "steps", "inputs"},
+    {"batches", "keeping", "loading"},
     {"trainer", "validate", "preflight", "flags"},
     {"cli", "demo", "__main__"},
 ]

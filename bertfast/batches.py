@@ -1,0 +1,84 @@
+"""The batches of a run: which examples each step takes, packed ahead of need; and a model's answers over a whole dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from bertfast.config import InputConfig
+from bertfast.data import EncodedDataset
+from bertfast.engine import Ranks
+from bertfast.packing import PackedBatch
+from bertfast.planning import Plan, plan_examples, plan_sequential, plan_tokens
+from bertfast.resolve import BatchSizes
+from bertfast.steps import ahead
+
+
+class TrainingBatches:
+    """The optimizer steps of a run, epoch after epoch, each as this rank's micro-batches."""
+
+    def __init__(self, dataset: EncodedDataset, source: InputConfig, sizes: BatchSizes, seed: int, ranks: Ranks):
+        self._dataset, self._source, self._sizes, self._seed, self._ranks = dataset, source, sizes, seed, ranks
+        self.plan = self._plan(epoch=0)
+        self.steps_per_epoch = len(self.plan)
+
+    def examples_in(self, step: int) -> int:
+        """Examples of the global batch of `step`, counted from 0 over the run. Of the epoch that was last handed out."""
+        return self.plan.num_examples(step % self.steps_per_epoch)
+
+    def steps(self, first: int, total: int) -> Iterator[tuple[int, list[PackedBatch]]]:
+        """(step, this rank's micro-batches), packed ahead of need on a thread of their own."""
+        planned, plan = 0, self.plan
+
+        def pack(step: int) -> tuple[int, Plan, list[PackedBatch]]:
+            nonlocal planned, plan
+            epoch, index = divmod(step, self.steps_per_epoch)
+            if epoch != planned:
+                planned, plan = epoch, self._plan(epoch)
+            batches = [self._dataset.batch(part) for part in plan.micro_batches(index, self._ranks.rank)]
+            return step, plan, on_device(batches, self._ranks)
+
+        for step, self.plan, batches in ahead(pack, range(first, total)):
+            yield step, batches
+
+    def _plan(self, epoch: int) -> Plan:
+        source, sizes, lengths = self._source, self._sizes, self._dataset.lengths
+        common = {
+            "world_size": sizes.world_size,
+            "micro_steps": sizes.micro_steps,
+            "seed": self._seed,
+            "epoch": epoch,
+            "shuffle": source.shuffle,
+        }
+        if source.planner == "tokens":
+            return plan_tokens(lengths, source.tokens_per_batch, **common)
+        return plan_examples(lengths, sizes.global_batch, **common)
+
+
+def compute_logits(model, dataset: EncodedDataset, source: InputConfig, num_labels: int, ranks: Ranks) -> np.ndarray:
+    """Logits [n, C], float32, of all examples in their order, on every rank: each rank takes its share, and every example counts once."""
+    plan = plan_sequential(dataset.lengths, source.batch_size, tokens_per_batch=source.tokens_per_batch, world_size=ranks.world_size)
+    model.eval()
+
+    def pack(step: int) -> list[PackedBatch]:
+        return on_device([dataset.batch(part) for part in plan.micro_batches(step, ranks.rank)], ranks)
+
+    ids, rows = [torch.zeros(0, dtype=torch.int32, device=ranks.device)], [torch.zeros(0, num_labels, device=ranks.device)]
+    with torch.inference_mode():
+        for batches in ahead(pack, range(len(plan))):
+            for batch in batches:
+                rows.append(model(batch).float())
+                ids.append(batch.example_ids)
+    logits = np.full((len(dataset), num_labels), np.nan, dtype=np.float32)
+    for ids_B, logits_BC in ranks.gather((torch.cat(ids).cpu().numpy(), torch.cat(rows).cpu().numpy())):
+        logits[ids_B[ids_B >= 0]] = logits_BC[ids_B >= 0]
+    return logits
+
+
+def on_device(batches: list[PackedBatch], ranks: Ranks) -> list[PackedBatch]:
+    """The batches on the rank's device; copies to a GPU do not wait for it."""
+    if ranks.device.type == "cpu":
+        return batches
+    return [batch.pin_memory().to(ranks.device, non_blocking=True) for batch in batches]

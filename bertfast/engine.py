@@ -48,6 +48,12 @@ class Ranks:
             torch.distributed.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so; the same answer on every rank."""
+        if self.world_size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(int(flag), device=self.device)).item())
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in order of rank, on every rank."""
         if self.world_size == 1:
@@ -129,15 +135,18 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
     join_ranks(ranks)
     if optimizer is None:
         free_abandoned_builds()
-    with _deepspeed_prints_to_stderr():
-        engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            model_parameters=None if optimizer else groups,
-            lr_scheduler=scheduler,
-            config=resolved,
-            dist_init_required=False,
-        )
+    try:
+        with _deepspeed_prints_to_stderr():
+            engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                model_parameters=None if optimizer else groups,
+                lr_scheduler=scheduler,
+                config=resolved,
+                dist_init_required=False,
+            )
+    except (AssertionError, ValueError, NotImplementedError) as error:  # how it says that keys do not go together
+        raise ConfigError(f"DeepSpeed refuses this config: {error}") from error
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # it would flatten and copy all gradients for a sum over one rank
     return engine

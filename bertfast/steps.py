@@ -115,40 +115,50 @@ class _Counts:
 
 
 class LossWatch:
-    """Stops a run whose loss is not finite. On a CPU it looks at once; on a GPU when asked, because a look waits for the GPU."""
+    """Stops a run whose loss is not finite, all ranks of it together.
 
-    def __init__(self, dataset: EncodedDataset, device: torch.device):
+    One rank on a CPU looks at each loss at once, before it touches a weight. Others look when asked: a look waits for the GPU or for the other ranks.
+    """
+
+    def __init__(self, dataset: EncodedDataset, ranks: Ranks):
         self._dataset = dataset
-        self._at_once = device.type == "cpu"
+        self._ranks = ranks
+        self._at_once = ranks.device.type == "cpu" and ranks.world_size == 1
         self._pending: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def add(self, step: int, loss: torch.Tensor, logits_BC: torch.Tensor, example_ids: torch.Tensor) -> None:
         """Note one micro-batch of optimizer step `step`, counted from 0.
 
         Raises:
-            NonFiniteLossError: on a CPU, before the step has touched a weight.
+            NonFiniteLossError: see `check`.
         """
         self._pending.append((step, loss.detach(), logits_BC.detach().isfinite().all(dim=1), example_ids))
         if self._at_once:
             self.check()
 
     def check(self) -> None:
-        """Look at all that was noted since the last look.
+        """Look at all that was noted since the last look; every rank must call, and every rank raises.
 
         Raises:
             NonFiniteLossError: naming the first step at fault and the examples in it.
         """
+        fault = self._fault()
+        if self._ranks.any(fault is not None):
+            step, named = min(found for found in self._ranks.gather(fault) if found is not None)
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {step + 1}, with these examples: {named}. The last checkpoint before it is kept. "
+                "Look at these rows, lower the learning rate, or train in bf16 or fp32"
+            )
+
+    def _fault(self) -> tuple[int, str] | None:
+        """The first step at fault on this rank, and its examples."""
         pending, self._pending = self._pending, []
         if not pending or bool(torch.stack([loss for _, loss, _, _ in pending]).isfinite().all()):
-            return
+            return None
         step, _, finite, example_ids = next(item for item in pending if not bool(item[1].isfinite()))
         bad = [index for index in example_ids[~finite].tolist() or example_ids.tolist() if index >= 0]
-        named = "; ".join(self._dataset.where(index) for index in bad[:_EXAMPLES_NAMED])
         more = f"; and {len(bad) - _EXAMPLES_NAMED} more" if len(bad) > _EXAMPLES_NAMED else ""
-        raise NonFiniteLossError(
-            f"the loss is not finite at step {step + 1}, with these examples: {named}{more}. The last checkpoint before it is kept. "
-            "Look at these rows, lower the learning rate, or train in bf16 or fp32"
-        )
+        return step, "; ".join(self._dataset.where(index) for index in bad[:_EXAMPLES_NAMED]) + more
 
 
 class Termination:
@@ -170,9 +180,7 @@ class Termination:
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop: every rank gets the same answer, at the same step."""
-        if self._ranks.world_size == 1:
-            return self._asked
-        return bool(self._ranks.sum(torch.tensor(int(self._asked), device=self._ranks.device)).item())
+        return self._ranks.any(self._asked)
 
     def _note(self, signum, frame) -> None:
         self._asked = True

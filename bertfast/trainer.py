@@ -116,7 +116,7 @@ class Trainer:
 
     def _fit(self, state: RunState, progress: Progress) -> RunState:
         window = Window(self.ranks)
-        self.watch = LossWatch(self.train_set, self.ranks.device)
+        self.watch = LossWatch(self.train_set, self.ranks)
         for step, batches in self.batches.steps(state.step, self.total_steps):
             if self._stops_early(state):
                 progress.say(f"stopping early after step {step}: {state.stale_evaluations} evaluations without a better metric")
@@ -127,11 +127,13 @@ class Trainer:
             logs, evaluates, saves = (self._is_due(done, every) for every in (self.run.logging_steps, self.eval_every, self.save_every))
             if self.clock is not None:
                 self._first_step_done(progress)
+            looks = logs or evaluates or saves or self.ranks.device.type == "cpu"  # on a GPU, a look waits for it
+            if looks:
+                self.watch.check()
+            stops = looks and self.termination.agreed()
             if logs:
                 self._log(progress, done, window)
-            stops = (logs or self.ranks.device.type == "cpu") and self.termination.agreed()
             if evaluates or saves or stops:
-                self.watch.check()
                 state = window.take_into(state._replace(step=done))
                 if evaluates and not stops:
                     state = self._evaluate_and_keep_best(state, progress)
@@ -268,7 +270,6 @@ class Trainer:
         }
 
     def _log(self, progress: Progress, step: int, window: Window) -> None:
-        self.watch.check()
         rates = window.rates()
         record = {
             "step": step,

@@ -107,6 +107,55 @@ def test_micro_steps_and_keyed_dropout_change_no_loss(task):
     assert max(abs(found[step] / truth[step] - 1) for step in truth) < 10 * GRADIENT
 
 
+LAYOUTS = [
+    pytest.param(["gradient_accumulation_steps=4"], 0, id="four-micro-steps"),
+    pytest.param(["bertfast.train_input.planner=tokens", "bertfast.train_input.tokens_per_batch=4096"], 0, id="planned-by-tokens"),
+    pytest.param(["zero_optimization.stage=1"], 2, id="two-ranks"),
+    pytest.param(["bertfast.train_input.planner=tokens", "bertfast.train_input.tokens_per_batch=640"], 2, id="two-ranks-planned-by-tokens"),
+    pytest.param(["gradient_accumulation_steps=2", "zero_optimization.stage=2"], 2, id="two-ranks-of-two-micro-steps"),
+]
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory):
+    """A run of one SGD step over all examples, with dropout by key: its weights before and after it."""
+    folder = tmp_path_factory.mktemp("one-step")
+    config = write_task(folder)
+    config["gradient_clipping"] = 0.0
+    config["zero_allow_untested_optimizer"] = True
+    config["optimizer"] = {"type": "SGD", "params": {"lr": 1.0}}
+    block = config["bertfast"]
+    del block["eval_input"]
+    block["run"] |= {"max_steps": 1, "warmup_steps": 0, "packing_invariant_dropout": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    whole = ("--set", "bertfast.train_input.batch_size=96")
+    train(folder, "--model_dir", "before", *whole, "--set", "optimizer.params.lr=0.0")
+    train(folder, "--model_dir", "after", *whole)
+    return folder, weights(folder / "before"), weights(folder / "after")
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize(("settings", "ranks"), LAYOUTS)
+def test_gradients_do_not_depend_on_how_examples_are_packed(one_step, settings, ranks, request):
+    folder, before, after = one_step
+    name = request.node.callspec.id
+    if not any("planner=tokens" in setting for setting in settings):
+        settings = [*settings, "bertfast.train_input.batch_size=96"]
+    train(folder, "--model_dir", name, *(word for setting in settings for word in ("--set", setting)), ranks=ranks)
+    found = weights(folder / name)
+    assert json.loads((folder / name / "results.json").read_text())["training"]["examples"] == 96
+    for tensor in before:
+        gradient = after[tensor].astype(np.float64) - before[tensor]
+        error = np.linalg.norm(found[tensor].astype(np.float64) - after[tensor])
+        rounding = 1e-7 * np.linalg.norm(before[tensor]) + 1e-9  # of the weights; a key's bias has no gradient but rounding
+        assert error <= GRADIENT * np.linalg.norm(gradient) + rounding, tensor
+
+
 def test_bf16_trains(task):
     train(task, "--set", "bf16.enabled=true", "--set", "zero_optimization.stage=1")
     assert all(np.isfinite(list(losses(task).values())))
@@ -180,6 +229,15 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(task):
         task, "--set", "optimizer.params.lr=1e30", "--set", "bertfast.run.warmup_steps=0", "--set", "gradient_clipping=0.0", code=3
     )
     assert "not finite at step" in output and "train.tsv" in output
+
+
+def test_a_loss_that_is_not_finite_stops_both_ranks_in_step(task):
+    settings = ("--set", "optimizer.params.lr=1e30", "--set", "bertfast.run.warmup_steps=0", "--set", "gradient_clipping=0.0")
+    process = start(task, *settings, ranks=2)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "not finite at step" in output and "train.tsv" in output
+    assert "exit code -15" not in output and "SIGTERM" not in output, "one rank had to be ended by the launcher"
 
 
 def test_other_settings_do_not_resume(task):

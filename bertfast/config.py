@@ -16,7 +16,17 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bertfast.deepspeed_keys import NESTED_KEYS, SCHEDULER_PARAMS, TOP_LEVEL_KEYS
+from bertfast.deepspeed_keys import (
+    ADAM_PARAMS,
+    NESTED_KEYS,
+    OPTIMIZERS,
+    SCHEDULER_PARAMS,
+    SCHEDULERS,
+    TOP_LEVEL_KEYS,
+    TORCH_OPTIMIZERS,
+    TORCH_SCHEDULERS,
+    VALUES,
+)
 from bertfast.errors import ConfigError
 
 CONFIG_FOLDER = "configs"
@@ -177,16 +187,12 @@ def load_config(path: str | Path | dict, overrides: list[str] | None = None) -> 
 
 
 def _check_deepspeed(source: Callable[[str], str], raw: dict[str, Any]) -> None:
-    """Name the first key among DeepSpeed's that DeepSpeed does not know."""
+    """Name the first of DeepSpeed's keys that DeepSpeed does not know, or whose value cannot be."""
     for key in raw:
         if key not in TOP_LEVEL_KEYS:
             raise ConfigError(_unknown_key(source, str(key), "", [*TOP_LEVEL_KEYS, "bertfast"]))
-    scheduler = raw.get("scheduler")
-    known = SCHEDULER_PARAMS.get(scheduler.get("type")) if isinstance(scheduler, dict) else None
-    for place, keys in (NESTED_KEYS | ({"scheduler.params": known} if known else {})).items():
-        node: Any = raw
-        for part in place.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
+    for place, keys in (NESTED_KEYS | _params_of_types(source, raw)).items():
+        node = _at(raw, place)
         if node is None:
             continue
         if not isinstance(node, dict):
@@ -195,6 +201,41 @@ def _check_deepspeed(source: Callable[[str], str], raw: dict[str, Any]) -> None:
         for key in node:
             if key not in keys:
                 raise ConfigError(_unknown_key(source, str(key), place, keys))
+    for place, (can_be, words) in VALUES.items():
+        value = _at(raw, place)
+        if value is not None and not can_be(value):
+            raise ConfigError(f"{source(place)}: {place} = {json.dumps(value, default=str)}: it must be {words}")
+
+
+def _params_of_types(source: Callable[[str], str], raw: dict[str, Any]) -> dict[str, Collection[str]]:
+    """The keys that the params of this optimizer and scheduler may have, where they are known; a type that is not is an error."""
+    known: dict[str, Collection[str]] = {}
+    optimizer, scheduler = _at(raw, "optimizer.type") or "AdamW", _at(raw, "scheduler.type")
+    _check_type(source, "optimizer.type", optimizer, {name.lower() for name in OPTIMIZERS}, OPTIMIZERS | TORCH_OPTIMIZERS)
+    if optimizer.lower() in ("adam", "adamw"):
+        known["optimizer.params"] = ADAM_PARAMS
+    if scheduler is not None:
+        _check_type(source, "scheduler.type", scheduler, (), SCHEDULERS | TORCH_SCHEDULERS)
+        if scheduler in SCHEDULER_PARAMS:
+            known["scheduler.params"] = SCHEDULER_PARAMS[scheduler]
+    return known
+
+
+def _check_type(source: Callable[[str], str], place: str, name: Any, in_any_case: Collection[str], exact: Collection[str]) -> None:
+    if isinstance(name, str) and (name in exact or name.lower() in in_any_case):
+        return
+    lower = {known.lower(): known for known in exact}
+    near = difflib.get_close_matches(str(name).lower(), lower, 1)
+    hint = f"did you mean {lower[near[0]]!r}?" if near else f"known: {_listed(exact)}"
+    raise ConfigError(f"{source(place)}: {place} = {json.dumps(name, default=str)}: DeepSpeed knows none of that name; {hint}")
+
+
+def _at(raw: dict[str, Any], place: str) -> Any:
+    """The value at a dotted place, or None where there is none."""
+    node: Any = raw
+    for part in place.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
 def _read(file: Path) -> Any:

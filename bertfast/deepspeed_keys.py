@@ -1,8 +1,13 @@
 """The keys that DeepSpeed reads (deepspeed.ai/docs/config-json and deepspeed 0.19), so that a misspelt one is named before anything starts.
 
-DeepSpeed ignores an unknown key at the top level in silence, and answers one inside a block with a traceback, seconds later. What
-`NESTED_KEYS` does not list is left to DeepSpeed.
+DeepSpeed ignores an unknown key at the top level in silence, and answers one inside a block, or a value that cannot be, with a traceback,
+seconds later. What `NESTED_KEYS` and `VALUES` do not list is left to DeepSpeed.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 
 def _keys(names: str) -> frozenset[str]:
@@ -44,8 +49,17 @@ _BF16_KEYS = _keys("bf16_master_weights_and_grads bf16_optimizer_states check_gr
 _MONITOR_KEYS = _keys("enabled job_name output_path")
 
 NESTED_KEYS = {
+    "activation_checkpointing": _keys(
+        """
+        contiguous_memory_optimization cpu_checkpointing number_checkpoints partition_activations profile synchronize_checkpoint_boundary
+        """
+    ),
+    "aio": _keys("block_size intra_op_parallelism overlap_events queue_depth single_submit use_gds"),
     "bf16": _BF16_KEYS,
     "bfloat16": _BF16_KEYS,
+    "checkpoint": _keys("load_universal parallel_write tag_validation use_node_local_storage writer"),
+    "comms_logger": _keys("debug enabled prof_all prof_ops verbose"),
+    "flops_profiler": _keys("detailed enabled module_depth output_file profile_step recompute_fwd_factor top_modules"),
     "fp16": _keys(
         """
         auto_cast consecutive_hysteresis enabled fp16_master_weights_and_grads hysteresis initial_scale_power loss_scale
@@ -70,4 +84,51 @@ SCHEDULER_PARAMS = {
     "WarmupLR": _WARMUP_KEYS,
     "WarmupDecayLR": _WARMUP_KEYS | {"total_num_steps"},
     "WarmupCosineLR": _keys("cos_min_ratio last_batch_iteration total_num_steps warmup_min_ratio warmup_num_steps warmup_type"),
+}
+
+# DeepSpeed's optimizers, in any case; torch's by their exact name.
+OPTIMIZERS = _keys("Adagrad Adam AdamW Lamb Lion MuAdam MuAdamW Muon MuSGD")
+TORCH_OPTIMIZERS = _keys("ASGD Adadelta Adafactor Adamax NAdam RAdam RMSprop Rprop SGD")
+ADAM_PARAMS = _keys(
+    """
+    adam_w_mode amsgrad betas bias_correction capturable differentiable eps foreach fp32_optimizer_states fused lr maximize set_grad_none
+    torch_adam weight_decay
+    """
+)
+SCHEDULERS = frozenset(SCHEDULER_PARAMS) | _keys("LRRangeTest OneCycle")
+TORCH_SCHEDULERS = _keys(
+    """
+    ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR MultiStepLR OneCycleLR PolynomialLR StepLR
+    """
+)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _from_zero(value: Any) -> bool:
+    return value == "auto" or (_is_number(value) and value >= 0)
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _betas(value: Any) -> bool:
+    return value == "auto" or (isinstance(value, list) and len(value) == 2 and all(_is_number(beta) and 0 <= beta < 1 for beta in value))
+
+
+_FROM_ZERO = (_from_zero, "a number from 0 on, or 'auto'")
+_SWITCH = (lambda value: isinstance(value, bool), "true or false")
+_OFFLOAD = (lambda value: value in ("none", "cpu", "nvme"), "'none', 'cpu' or 'nvme'")
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {  # key -> whether a value can be, and what it must be, in words
+    **dict.fromkeys(("gradient_clipping", "optimizer.params.lr", "optimizer.params.weight_decay", "optimizer.params.eps"), _FROM_ZERO),
+    "optimizer.params.betas": (_betas, "two numbers from 0 to below 1, or 'auto'"),
+    "steps_per_print": (_whole(1), "a whole number from 1 on"),
+    "zero_optimization.stage": (lambda value: _whole(0)(value) and value <= 3, "0, 1, 2 or 3"),
+    "zero_optimization.offload_optimizer.device": _OFFLOAD,
+    "zero_optimization.offload_param.device": _OFFLOAD,
+    **dict.fromkeys(("tensorboard.enabled", "csv_monitor.enabled", "wandb.enabled", "comet.enabled"), _SWITCH),
+    **dict.fromkeys(("wall_clock_breakdown", "dump_state", "memory_breakdown", "prescale_gradients"), _SWITCH),
 }

@@ -7,7 +7,15 @@ import pytest
 import yaml
 
 from bertfast.config import BertfastConfig, Config, TaskConfig, find_config, load_config
-from bertfast.deepspeed_keys import NESTED_KEYS, SCHEDULER_PARAMS, TOP_LEVEL_KEYS
+from bertfast.deepspeed_keys import (
+    NESTED_KEYS,
+    OPTIMIZERS,
+    SCHEDULER_PARAMS,
+    SCHEDULERS,
+    TOP_LEVEL_KEYS,
+    TORCH_OPTIMIZERS,
+    TORCH_SCHEDULERS,
+)
 from bertfast.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").iterdir())
@@ -85,7 +93,7 @@ def test_the_block_is_frozen():
     ],
 )
 def test_values_of_overrides(text, expected):
-    assert load_config(BASE, [f"optimizer.params.value={text}"]).deepspeed["optimizer"]["params"]["value"] == expected
+    assert load_config(BASE, [f"autotuning.value={text}"]).deepspeed["autotuning"]["value"] == expected
 
 
 def test_overrides_apply_in_order_and_make_blocks():
@@ -131,11 +139,56 @@ def test_a_bad_override_is_named(override, words):
             id="scheduler-parameter",
         ),
         pytest.param({"fp16": True}, ["fp16 = true", "must be an object", "enabled"], id="a-block-that-is-a-value"),
+        pytest.param({"flops_profiler": {"enabld": True}}, ["'enabld' in flops_profiler", "'enabled'"], id="flops-profiler"),
+        pytest.param({"optimizer": {"params": {"lrr": 1}}}, ["'lrr' in optimizer.params", "'lr'"], id="adamw-params-without-a-type"),
+        pytest.param({"optimizer": {"type": "AdanW"}}, ['optimizer.type = "AdanW"', "did you mean 'AdamW'"], id="optimizer-type"),
+        pytest.param({"optimizer": {"type": 3}}, ["optimizer.type = 3", "known: ASGD, Adadelta"], id="optimizer-type-number"),
+        pytest.param({"scheduler": {"type": "WarmupDecay"}}, ["scheduler.type", "did you mean 'WarmupDecayLR'"], id="scheduler-type"),
     ],
 )
 def test_unknown_deepspeed_keys(changes, words):
     text = message({**BASE, **changes})
     assert text.startswith("config: ") and all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        pytest.param("zero_optimization.stage=4", "zero_optimization.stage = 4: it must be 0, 1, 2 or 3", id="zero-stage"),
+        pytest.param("zero_optimization.stage=two", 'zero_optimization.stage = "two"', id="zero-stage-in-words"),
+        pytest.param("zero_optimization.stage=true", "zero_optimization.stage = true", id="zero-stage-switch"),
+        pytest.param("zero_optimization.offload_param.device=gpu", "'none', 'cpu' or 'nvme'", id="offload"),
+        pytest.param("gradient_clipping=-1", "gradient_clipping = -1: it must be a number from 0 on, or 'auto'", id="negative-clipping"),
+        pytest.param("optimizer.params.lr='3e-5'", 'optimizer.params.lr = "3e-5": it must be a number', id="quoted-rate"),
+        pytest.param("optimizer.params.betas=[0.9]", "optimizer.params.betas = [0.9]: it must be two numbers", id="one-beta"),
+        pytest.param("steps_per_print=x", 'steps_per_print = "x"', id="steps-per-print"),
+        pytest.param("wandb.enabled=maybe", 'wandb.enabled = "maybe": it must be true or false', id="switch"),
+    ],
+)
+def test_values_that_deepspeed_cannot_take(override, words):
+    with pytest.raises(ConfigError) as error:
+        load_config(BASE, [override])
+    assert str(error.value).startswith(f"--set {override}: ") and words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.type=adamw",
+        "optimizer.type=SGD",
+        "scheduler.type=OneCycle",
+        "scheduler.type=CosineAnnealingLR",
+        "optimizer.params.lr=auto",
+        "gradient_clipping=auto",
+        "zero_optimization.stage=0",
+    ],
+)
+def test_values_that_deepspeed_takes(override):
+    key, _, value = override.partition("=")
+    node = load_config(BASE, [override]).deepspeed
+    for part in key.split("."):
+        node = node[part]
+    assert str(node) == value
 
 
 @pytest.mark.parametrize(
@@ -243,8 +296,12 @@ def test_defaults_are_those_of_the_bert_paper():
 
 def test_the_tables_of_keys_are_those_of_the_installed_deepspeed():
     pytest.importorskip("deepspeed", reason="deepspeed is not installed: its own models are the truth here")
+    import torch
     from deepspeed.monitor import config as monitor
+    from deepspeed.profiling import constants as profiling
     from deepspeed.runtime import lr_schedules, precision_config
+    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
+    from deepspeed.runtime.swap_tensor import constants as aio
     from deepspeed.runtime.zero import config as zero
 
     models = {
@@ -266,3 +323,11 @@ def test_the_tables_of_keys_are_those_of_the_installed_deepspeed():
         code = getattr(lr_schedules, name).__init__.__code__
         assert set(code.co_varnames[1 : code.co_argcount]) - {"optimizer"} == params, name
     assert {block.partition(".")[0] for block in NESTED_KEYS} <= TOP_LEVEL_KEYS
+    for block, constants, prefix in (("aio", aio, "AIO_"), ("flops_profiler", profiling, "FLOPS_PROFILER_")):
+        named = {name: value for name, value in vars(constants).items() if name.startswith(prefix)}
+        read = {value for name, value in named.items() if not name.endswith(("_DEFAULT", "_FORMAT"))}
+        assert read == NESTED_KEYS[block], block
+    assert {name.lower() for name in OPTIMIZERS} == set(DEEPSPEED_OPTIMIZERS)
+    assert set(lr_schedules.VALID_LR_SCHEDULES) == SCHEDULERS
+    assert all(hasattr(torch.optim, name) for name in TORCH_OPTIMIZERS)
+    assert all(hasattr(torch.optim.lr_scheduler, name) for name in TORCH_SCHEDULERS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from bertfast.tasks import Task
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 OTHER_NAMES = {"dev": ("validation", "valid"), "dev_matched": ("validation_matched",), "dev_mismatched": ("validation_mismatched",)}
 HUB_BLOCK_ROWS = 10_000
+HUB_SECONDS = 5  # to answer one question; `datasets` repeats each of its own for half a minute, and longer where packets are dropped
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,8 @@ def _hub_source(task: Task, split: str) -> Source:
     try:
         import datasets
 
-        data = datasets.load_dataset(hub.name, hub.config, split=hub_split)
+        with _offline_unless_hub_answers():
+            data = datasets.load_dataset(hub.name, hub.config, split=hub_split)
     except Exception as error:  # the library raises many kinds: no network, no such set, a set that is only a loading script
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
@@ -251,6 +254,28 @@ def _hub_source(task: Task, split: str) -> Source:
     if task.layout.newline_escape is not None:
         rows = partial(_unescaped, rows, task.layout.newline_escape)
     return Source(where, rows, lambda: f"hub {hub.name} {hub.config} {hub_split} {data._fingerprint}", "row")
+
+
+@contextmanager
+def _offline_unless_hub_answers() -> Iterator[None]:
+    """Ask the hub once. Where it does not answer, `datasets` uses what an earlier run left in its cache, and asks no further."""
+    import datasets
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    switches = [(constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
+    before = [getattr(module, name) for module, name in switches]
+    try:
+        if not any(before):
+            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)  # any status is an answer
+    except Exception:  # the kinds differ between the HTTP libraries that huggingface_hub has used; each means that there is no answer
+        for module, name in switches:
+            setattr(module, name, True)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(switches, before, strict=True):
+            setattr(module, name, value)
 
 
 def _read_hub(data, task: Task, where: str) -> Iterator[Rows]:

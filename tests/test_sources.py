@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import datasets
 import pytest
+from huggingface_hub import constants, is_offline_mode
 
+from bertfast import sources
 from bertfast.config import InputConfig, TaskConfig
 from bertfast.data import load_split
 from bertfast.errors import ConfigError, DataError
@@ -290,6 +295,7 @@ def test_own_task_without_data():
 def hub(monkeypatch):
     """Put a data set, or an exception, in the place of the hub; the calls are noted."""
     calls = []
+    monkeypatch.setattr(sources, "_offline_unless_hub_answers", nullcontext)
 
     def put_there(answer):
         def load_dataset(name, config=None, split=None):
@@ -318,6 +324,31 @@ def test_hub_counts_classes_from_zero_and_withholds_test_labels(hub):
     assert list(raw.text_a) == ["t c"] and raw.labels.tolist() == [1]
     hub({"sentence": ["a"], "label": [-1]})
     assert load_split("sst2", InputConfig(), "test").labels is None
+
+
+class _Silent(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, answers):
+    seen = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *names, **options: seen.append((is_offline_mode(), datasets.config.HF_HUB_OFFLINE))
+    )
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    server = HTTPServer(("127.0.0.1", 0), _Silent)  # answers every HEAD with 501
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    if answers:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+    else:
+        server.server_close()
+    find_source(get_task("sst2"), InputConfig(), "dev")
+    server.server_close()
+    assert seen == [(not answers, not answers)]
+    assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == (False, False)
 
 
 @pytest.mark.parametrize(

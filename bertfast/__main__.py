@@ -1,8 +1,10 @@
-"""launch.py for an installed bertfast, which has no launch.py at hand: `deepspeed --module bertfast --config ds_mnli.json`."""
+"""`python -m bertfast COMMAND ...` is the `bertfast` command; without a command it is launch.py, which an installed bertfast has not at hand:
+`deepspeed --module bertfast --config ds_mnli.json`."""
 
 import sys
 
-from bertfast.cli import launch
+from bertfast.cli import launch, main
+from bertfast.flags import names_command
 
 if __name__ == "__main__":
-    sys.exit(launch())
+    sys.exit(main() if names_command(sys.argv[1:]) else launch())

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bertfast.config import Config, load_config
+from bertfast.deepspeed_keys import check_monitors
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
 from bertfast.flags import overrides, parse_command, parse_launch, starts_from_checkpoint
 from bertfast.tasks import get_task
@@ -59,9 +60,12 @@ def _train(arguments: Namespace) -> int:
         raise ConfigError(f"{_name(config)}: there is no bertfast.train_input; it names the training data")
     if arguments.command == "train_and_eval" and config.bertfast.eval_input is None:
         raise ConfigError(f"{_name(config)}: there is no bertfast.eval_input, which --mode train_and_eval needs")
+    check_monitors(config.deepspeed)
     results = _trainer(arguments, config).fit()
     if rank() == 0:
         _print_metrics(results.get("metrics", {}))
+        folder = Path(config.bertfast.run.model_dir)
+        print(f"model: {folder / 'model'}; figures: {folder / 'results.json'}", file=sys.stderr)
     return 0
 
 

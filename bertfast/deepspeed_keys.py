@@ -6,8 +6,11 @@ seconds later. What `NESTED_KEYS` and `VALUES` do not list is left to DeepSpeed.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
+
+from bertfast.errors import ConfigError
 
 
 def _keys(names: str) -> frozenset[str]:
@@ -101,6 +104,23 @@ TORCH_SCHEDULERS = _keys(
     ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR MultiStepLR OneCycleLR PolynomialLR StepLR
     """
 )
+
+
+_MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
+
+
+def check_monitors(deepspeed: dict[str, Any]) -> None:
+    """Check that the packages are there which the monitor blocks of this config need.
+
+    Raises:
+        ConfigError: naming the block and the package.
+    """
+    for block, package in _MONITOR_PACKAGES.items():
+        if deepspeed.get(block, {}).get("enabled") and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"{block}.enabled is true, but the package {package} is not installed: pip install {package}, "
+                f"or turn it off with --set {block}.enabled=false (csv_monitor needs no package)"
+            )
 
 
 def _is_number(value: Any) -> bool:

@@ -115,7 +115,7 @@ class _Parser(argparse.ArgumentParser):
         for flag in flags:
             key = f" ({flag.key}{'' if flag.value is None else f' = {json.dumps(flag.value)}'})" if flag.key else ""
             self.add_argument(*flag.names, help=f"{flag.help}{key}", **flag.options)
-        self.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher gives it
+        self.add_argument("--local_rank", type=int, help=argparse.SUPPRESS, default=argparse.SUPPRESS)  # the deepspeed launcher gives it
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}\nSee {self.prog} --help.")
@@ -130,6 +130,7 @@ def parse_command(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = _Parser(prog="bertfast", description=_SUMMARY, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"bertfast {__version__}")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher puts it before the command
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         usage = f"bertfast {name} [CPU|GPU] --config FILE [flags]"
@@ -153,6 +154,13 @@ def parse_launch(argv: Sequence[str]) -> argparse.Namespace:
     arguments, extra = parser.parse_known_args(rest)
     arguments.command = arguments.mode
     return _checked(arguments, extra, device)
+
+
+def names_command(argv: Sequence[str]) -> bool:
+    """Whether these arguments are for `bertfast` (a command, --help or --version comes first, or nothing), and not for launch.py."""
+    _, rest = _take_device(argv)
+    first = next((word for word in rest if not word.startswith("--local_rank=")), "--help")
+    return first in (*COMMANDS, "-h", "--help", "--version")
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:

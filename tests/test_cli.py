@@ -1,5 +1,6 @@
 """bertfast.cli and bertfast.flags: what the flags do, what the user is told, and the exit codes. The trainer is a stand-in."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from bertfast import cli
 from bertfast.config import load_config
 from bertfast.errors import CheckpointError, ConfigError, NonFiniteLossError, Terminated
-from bertfast.flags import FLAGS, overrides, parse_command, parse_launch
+from bertfast.flags import FLAGS, names_command, overrides, parse_command, parse_launch
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {
@@ -317,3 +318,50 @@ def test_the_reader_of_our_output_may_leave(trainer, monkeypatch, tmp_path):
     with open(tmp_path / "out", "w") as out:
         monkeypatch.setattr(sys, "stdout", out)
         assert cli.main(["train", "--config", "c.json"]) == 0
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        pytest.param(["validate", "--config", "c"], True, id="a-command"),
+        pytest.param(["--local_rank=0", "CPU", "train"], True, id="after-what-deepspeed-puts-in-front"),
+        pytest.param([], True, id="nothing"),
+        pytest.param(["--version"], True, id="version"),
+        pytest.param(["--local_rank=0", "--config", "train"], False, id="flags-of-launch"),
+        pytest.param(["gpu", "--mode", "eval"], False, id="a-device-and-flags"),
+    ],
+)
+def test_the_module_is_the_command_or_launch(argv, expected):
+    assert names_command(argv) == expected
+
+
+def test_deepspeeds_own_flag_is_taken_before_a_command():
+    arguments = parse_command(["--local_rank=3", "train", "--config", "c"])
+    assert (arguments.local_rank, arguments.command) == (3, "train")
+
+
+@pytest.mark.parametrize("words", [["validate", "--config", "c.json"], ["--mode", "predict", "--config", "c.json"]])
+def test_the_module_runs_as_a_user_types_it(words):
+    done = subprocess.run([sys.executable, "-m", "bertfast", *words], capture_output=True, text=True, env=python_path())
+    assert done.returncode == 2 and "unexpected argument" not in done.stderr
+    assert "some-bert" in done.stdout if words[0] == "validate" else "no fine-tuned model yet" in done.stderr
+
+
+def python_path():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.parametrize("package, block", [("tensorboard", "tensorboard"), ("wandb", "wandb"), ("comet_ml", "comet")])
+def test_a_monitor_without_its_package_is_named(trainer, capsys, monkeypatch, package, block):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find_spec(name, *rest))
+    assert cli.main(["train", "--config", "c.json", "--set", f"{block}.enabled=true"]) == 2
+    shown = capsys.readouterr().err
+    assert f"{block}.enabled" in shown and f"pip install {package}" in shown and "called" not in trainer.made
+    assert cli.main(["train", "--config", "c.json", "--set", f"{block}.enabled=false"]) == 0
+    assert cli.main(["eval", "--config", "c.json", "--checkpoint_path", "m", "--set", f"{block}.enabled=true"]) == 0
+
+
+def test_training_ends_with_where_things_are(trainer, capsys):
+    assert cli.main(["train", "--config", "c.json", "--model_dir", "runs/x"]) == 0
+    assert "model: runs/x/model; figures: runs/x/results.json" in capsys.readouterr().err

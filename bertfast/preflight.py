@@ -62,18 +62,31 @@ def check_tokenizer(config: Config, checkpoint: tuple[Path, BertConfig]) -> Foun
 
 
 def check_inputs(checks: Checks, config: Config, tokenizer: Any, checkpoint: Any) -> tuple[EncodedDataset | None, Task | None]:
-    """One check for each split of each input; gives the training data (or None) and the task, if the data told its classes."""
+    """One check for each split of each input; gives the training data (or None) and the task, if the data told its classes.
+
+    Without a tokenizer and a checkpoint (their checks failed) rows, columns and labels are checked nevertheless, and no data is given.
+    """
     task, train = get_task(config.bertfast.task), None
     for name, part in _inputs(config):
         for split in task.train_splits if name == "train_input" else task.eval_splits:
             look = partial(check_data, part, split, config.bertfast.run.seed)
-            data = checks.make(f"{name}: {split}", look, task, tokenizer, checkpoint)
+            if part.input_fn is None and (tokenizer is None or checkpoint is None):
+                data = checks.make(f"{name}: {split}", partial(check_rows, part, split), task)
+            else:
+                data = checks.make(f"{name}: {split}", look, task, tokenizer, checkpoint)
             if data is None:
                 continue
             task = data.task if data.task.is_complete else task
-            if name == "train_input" and train is None:
+            if name == "train_input" and train is None and isinstance(data, EncodedDataset):
                 train = data
     return train, task if task.is_complete else None
+
+
+def check_rows(part: InputConfig, split: str, task: Task) -> Found:
+    """Every row is read, and its label looked up; nothing is tokenised."""
+    raw = load_split(task, part, split)
+    counts, warning = _describe_labels(raw)
+    return Found(raw, f"{raw.source}: {counted(len(raw), 'row')}; {counts}; not tokenised", warning)
 
 
 def check_data(part: InputConfig, split: str, seed: int, task: Task, tokenizer: Any, checkpoint: tuple[Path, BertConfig]) -> Found:
@@ -107,7 +120,7 @@ def _count_cut(raw: RawSplit, data: EncodedDataset, tokenizer: Any) -> int:
     return cut
 
 
-def _describe_labels(data: EncodedDataset) -> tuple[str, str]:
+def _describe_labels(data: EncodedDataset | RawSplit) -> tuple[str, str]:
     """The labels in a line, and what is odd about them."""
     if data.labels is None:
         return "no labels", ""

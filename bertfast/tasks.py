@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from bertfast.config import TaskConfig
 from bertfast.errors import ConfigError, DataError
 
+CLASS_METRICS = frozenset({"accuracy", "f1", "macro_f1", "matthews_correlation"})
 REGRESSION_METRICS = frozenset({"pearson", "spearman", "pearson_spearman"})
 
 
@@ -104,6 +105,8 @@ class Task:
         if asked and (asked in REGRESSION_METRICS) != is_regression:
             kind, of = ("numbers", "regression") if is_regression else ("classes", "classification")
             raise ConfigError(f"task {self.name}: metric = {asked!r}, but the labels are {kind}; choose a metric of {of}, or leave it out")
+        if asked == "f1" and len(label_names) != 2:
+            raise ConfigError(f"task {self.name}: metric = 'f1' is for two classes, and there are {len(label_names)}; use 'macro_f1'")
         default = ("pearson", "spearman", "pearson_spearman") if is_regression else ("accuracy",)
         metrics = tuple(dict.fromkeys([*default, asked] if asked else default))
         return replace(self, label_names=label_names, is_regression=is_regression, metrics=metrics, main_metric=asked or default[0])
@@ -140,6 +143,11 @@ def _own_task(config: TaskConfig) -> Task:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ConfigError(f"{where}: label_names holds {twice[0]!r} twice")
+    if config.metric is not None and config.metric not in CLASS_METRICS | REGRESSION_METRICS:
+        known = sorted(CLASS_METRICS | REGRESSION_METRICS)
+        near = difflib.get_close_matches(config.metric, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known metrics: {', '.join(known)}"
+        raise ConfigError(f"{where}: metric = {config.metric!r}: there is no such metric; {hint}")
     task = Task(config.name, config.text_columns, config.label_column, label_names=None, metrics=(), main_metric=config.metric or "")
     if names is not None:
         return task.with_labels(names)
@@ -279,7 +287,7 @@ _GLUE_TASKS = (
         metrics=("matthews_correlation", "accuracy"),
         main_metric="matthews_correlation",
         train_splits=(),
-        eval_splits=(),
+        eval_splits=("test",),
     ),
 )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from bertfast.config import Config
+from bertfast.deepspeed_keys import check_monitors
 from bertfast.errors import BertfastError, ConfigError
 from bertfast.resolve import resolve_batch_sizes, resolve_precision
 from bertfast.tasks import get_task
@@ -104,6 +105,9 @@ def _check_config(config: Config) -> Found:
     inputs = [name for name in INPUTS if getattr(block, name) is not None]
     if not inputs:
         raise ConfigError(f"{config.path or 'config'}: there is neither a bertfast.train_input nor an eval_input, so there is no data")
+    if block.train_input is not None and not task.train_splits:
+        raise ConfigError(f"bertfast.train_input: task {task.name} has no training data; it is for eval and predict, by a model of mnli")
+    check_monitors(config.deepspeed)
     return Found(config, f"{config.path or 'a dictionary'}: task {task.name}, {' and '.join(inputs)}")
 
 

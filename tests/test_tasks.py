@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 
+from bertfast import metrics
 from bertfast.config import TaskConfig
 from bertfast.errors import ConfigError, DataError
-from bertfast.tasks import REGRESSION_METRICS, TASKS, get_task
+from bertfast.tasks import CLASS_METRICS, REGRESSION_METRICS, TASKS, get_task
 
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"]
 OTHERS = ["imdb", "ag_news", "yelp_polarity", "yelp_full", "yahoo_answers", "dbpedia", "trec", "sogou"]
@@ -165,6 +166,22 @@ def test_a_regression_metric_makes_it_regression():
 def test_own_task_that_cannot_be(config, message):
     with pytest.raises(ConfigError, match=message):
         get_task(TaskConfig(**config))
+
+
+def test_the_metrics_are_those_that_can_be_computed():
+    assert set(metrics.CLASS_METRICS) == CLASS_METRICS and set(metrics.REGRESSION_METRICS) == REGRESSION_METRICS
+
+
+def test_an_unknown_metric_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"metric = 'acuracy': there is no such metric; did you mean 'accuracy'\?"):
+        get_task(TaskConfig(text_columns=("a",), metric="acuracy"))
+
+
+def test_f1_is_for_two_classes():
+    task = get_task(TaskConfig(text_columns=("a",), metric="f1"))
+    assert task.with_labels(("n", "p")).main_metric == "f1"
+    with pytest.raises(ConfigError, match=r"'f1' is for two classes, and there are 3; use 'macro_f1'"):
+        task.with_labels(("n", "p", "x"))
 
 
 def test_a_classification_metric_does_not_fit_scores():

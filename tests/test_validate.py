@@ -263,6 +263,7 @@ def test_what_needs_a_failed_check_is_skipped_and_the_rest_is_made(place):
     shutil.rmtree(place / "model")
     checks = checks_of(config_of(place, deepspeed={"fp16": {"enabled": True}}))
     assert checks["checkpoint"].result == checks["precision"].result == "failed"
+    assert checks["train_input: train"].detail.endswith("train.tsv: 4 rows; negative 2, positive 2; not tokenised")
     assert checks["tokenizer"].result == checks["weights"].result == checks["memory per rank"].result == "skipped"
     assert checks["batch size"].result == "ok"
 
@@ -316,3 +317,18 @@ def test_a_config_that_cannot_be_read_is_a_failed_check(capsys, tmp_path, monkey
     assert cli.main(["validate", "--config", "c.json"]) == 2
     shown = capsys.readouterr().out
     assert "'modle' in bertfast" in shown and "1 of 2 checks failed: config" in shown and "skipped" in shown
+
+
+def test_a_wrong_label_is_named_even_where_the_checkpoint_is_not_there(place):
+    shutil.rmtree(place / "model")
+    break_label(place)
+    checks = checks_of(config_of(place))
+    assert checks["train_input: train"].result == "ok" and "dev.tsv, line 3" in checks["eval_input: dev"].detail
+
+
+def test_a_task_without_training_data_cannot_be_trained(place):
+    checks = checks_of(config_of(place, task="ax"))
+    assert checks["config"].result == "failed" and "ax has no training data" in checks["config"].detail
+    (place / "data" / "diagnostic.tsv").write_text("index\tsentence1\tsentence2\n0\tgood\tbad\n")
+    checks = checks_of(config_of(place, task="ax", train_input=None))
+    assert results_of(checks) == {} and "1 row; no labels" in checks["eval_input: test"].detail

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bertfast.errors import ConfigError
+
 LOG_FILE = "log.jsonl"
 
 
@@ -108,11 +110,16 @@ def _open_log(path: Path, first_step: int):
                 continue
             if record["step"] <= first_step:
                 kept.append(line + "\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    beside.write_text("".join(kept), encoding="utf-8")
-    os.replace(beside, path)
-    return open(path, "a", encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}")
+        beside.write_text("".join(kept), encoding="utf-8")
+        os.replace(beside, path)
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"bertfast.run.model_dir = {path.parent}: cannot be written ({error.strerror or error}); name another folder with --model_dir"
+        ) from None
 
 
 def _stderr_console():

@@ -114,7 +114,7 @@ def _front_matter(results: dict[str, Any], config: Config, task: Task) -> dict[s
         }
         for split, metrics in results.get("metrics", {}).items()
     ]
-    if evaluations:
+    if evaluations and not (config.bertfast.eval_input and config.bertfast.eval_input.max_examples):  # a subset's score is not the set's
         card["model-index"] = [{"name": Path(config.bertfast.run.model_dir).name, "results": evaluations}]
     return card
 
@@ -144,6 +144,8 @@ def _set_up(results: dict[str, Any], config: Config) -> dict[str, Any]:
     block, optimizer = config.bertfast, config.deepspeed.get("optimizer", {})
     rate, decay = optimizer.get("params", {}).get("lr", "auto"), optimizer.get("params", {}).get("weight_decay", 0.0)
     facts: dict[str, Any] = {
+        "training examples at most": block.train_input.max_examples if block.train_input else None,
+        "evaluation examples at most": block.eval_input.max_examples if block.eval_input else None,
         "max_sequence_length": block.train_input.max_sequence_length if block.train_input else None,
         "optimizer": optimizer.get("type", "AdamW"),
         "learning_rate": LEARNING_RATE if rate == "auto" else rate,

@@ -198,3 +198,9 @@ def test_a_known_task_stays_a_name(tmp_path):
     config = load_config(MNLI)
     write_model_config(tmp_path, config, get_task("mnli"))
     assert json.loads(Path(tmp_path / "bertfast.json").read_text())["bertfast"]["task"] == "mnli"
+
+
+def test_a_score_on_a_subset_is_not_given_as_that_of_the_set(tmp_path):
+    raw = {**MNLI, "bertfast": {**MNLI["bertfast"], "eval_input": {"data_dir": "data/MNLI", "max_examples": 100}}}
+    _, front, body = card_of(tmp_path, load_config(raw))
+    assert "model-index" not in front and "| evaluation examples at most | 100 |" in body

@@ -1,0 +1,169 @@
+"""Data: MNLI pairs tokenised a second, against transformers' plain call, and the seconds from a command to its first training step.
+
+    python -m bench.bench_data --data DIR --checkpoint FOLDER [--rows N] [--repeats 5] [--output FILE]
+
+Tokenising: the contenders take turns on the same rows, each with every core. `transformers` is `tokenizer(a, b, truncation=True,
+max_length=128)`, which leaves lists; `bertfast` leaves arrays of int32; `bertfast, file to cache` also reads the rows from disk, checks their
+labels and writes the Arrow cache, as a first run does. Start-up: `launch.py --profile_startup` in a process of its own, with an empty cache
+and then with the cache that the run before it left. A row holds quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertfast.config import InputConfig
+from bertfast.data import RawSplit, encode, load_split
+from bertfast.tokenizing import tokenise
+
+ROOT = Path(__file__).resolve().parent.parent
+LENGTH = 128
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "pyarrow", "deepspeed")
+_STAGE = re.compile(r"^ *(\d+\.\d+) s  (.+)$")
+
+
+def provenance() -> dict[str, Any]:
+    """Where numbers come from: device, versions, commit and command."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = names[0] if names else model
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True).stdout.strip()
+    return {
+        "device": f"{model}, {len(os.sched_getaffinity(0))} cores",
+        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "commit": f"{commit}-dirty" if changed else commit,
+        "command": shlex.join(["python", "-m", "bench.bench_data", *(Path(word).name for word in sys.argv[1:])]),  # folders by name alone
+    }
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """25 %, median, 75 %."""
+    return [round(float(value), 3) for value in np.percentile(values, [25, 50, 75])]
+
+
+def measure_tokenising(data: Path, checkpoint: str, rows: int | None, repeats: int) -> list[dict]:
+    """Pairs a second of each contender, over the same rows of MNLI's training set."""
+    from transformers import AutoTokenizer
+
+    source = InputConfig(data_dir=str(data / "MNLI"))
+    raw = load_split("mnli", source, "train")
+    if rows is not None:
+        raw = raw.sample(rows, seed=42)
+    text_a, text_b = list(raw.text_a), list(raw.text_b)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+
+    def theirs() -> int:
+        return sum(map(len, tokenizer(text_a, text_b, truncation=True, max_length=LENGTH)["input_ids"]))
+
+    def ours() -> int:
+        return sum(int(block.lengths.sum()) for block in tokenise(raw.text_a, raw.text_b, tokenizer, LENGTH))
+
+    def file_to_cache() -> int:
+        with tempfile.TemporaryDirectory() as cache:
+            read: RawSplit = load_split("mnli", source, "train")
+            read = read if rows is None else read.sample(rows, seed=42)
+            return int(encode(read, tokenizer, LENGTH, cache_dir=cache).lengths.sum())
+
+    contenders: dict[str, Callable[[], int]] = {"transformers": theirs, "bertfast": ours, "bertfast, file to cache": file_to_cache}
+    tokens = {name: run() for name, run in contenders.items()}  # warms each up
+    if len(set(tokens.values())) != 1:
+        raise SystemExit(f"the contenders do not give the same tokens: {tokens}")
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    return [
+        {
+            "measure": "tokenising",
+            "contender": name,
+            "pairs": len(raw),
+            "tokens": tokens[name],
+            "pairs_per_second": quartiles([len(raw) / taken for taken in times]),
+            "speedup": quartiles([base / taken for base, taken in zip(seconds["transformers"], times, strict=True)]),
+            "repeats": repeats,
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def measure_startup(data: Path, checkpoint: str, rows: int | None, repeats: int) -> list[dict]:
+    """Seconds from the start of the process to the end of the first step, and of each stage on the way."""
+    found: dict[str, list[dict[str, float]]] = {"empty cache": [], "cached": []}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            for kind, runs in found.items():
+                runs.append(start_once(Path(folder), kind, data, checkpoint, rows))
+    return [
+        {
+            "measure": "start-up",
+            "contender": f"bertfast, {kind}",
+            "seconds_to_first_step": quartiles([sum(run.values()) for run in runs]),
+            "stages": {name: quartiles([run[name] for run in runs])[1] for name in runs[0]},
+            "repeats": repeats,
+        }
+        for kind, runs in found.items()
+    ]
+
+
+def start_once(folder: Path, kind: str, data: Path, checkpoint: str, rows: int | None) -> dict[str, float]:
+    """One run of one step; stage -> seconds."""
+    part = {"data_dir": str(data / "MNLI"), "max_sequence_length": LENGTH, **({"max_examples": rows} if rows else {})}
+    config = {
+        "bertfast": {
+            "task": "mnli",
+            "model": {"checkpoint": checkpoint},
+            "train_input": {**part, "batch_size": 32},
+            "run": {"max_steps": 1, "model_dir": str(folder / kind)},
+        }
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, str(ROOT / "launch.py"), "CPU", "--config", str(folder / "config.json"), "--profile_startup"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "BERTFAST_CACHE": str(folder / "cache"), "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise SystemExit(f"{shlex.join(command)} ended with exit code {done.returncode}:\n{done.stderr}")
+    stages = [match for line in done.stderr.splitlines() if (match := _STAGE.match(line))]
+    return {match[2]: float(match[1]) for match in stages[:-1]}  # the last line is their sum
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder of GLUE folders")
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--rows", type=int, help="a random subset of this size (left out: all of them)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    sources = (arguments.data, arguments.checkpoint, arguments.rows, arguments.repeats)
+    for measure in (measure_tokenising, measure_startup):
+        for row in measure(*sources):
+            row |= {"checkpoint": Path(arguments.checkpoint).name, **provenance()}
+            print(json.dumps(row), flush=True)
+            if arguments.output:
+                with open(arguments.output, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

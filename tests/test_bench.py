@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tiny_bert import write_tiny_bert
 
 from bench.bench_data import measure_tokenising, provenance

@@ -198,8 +198,10 @@ def _name(config: Config) -> str:
 
 
 def _tell(message: str) -> None:
-    """Say it on standard error, once: the other ranks leave a little later, lest the launcher should end rank 0 in mid-word."""
+    """Say it on standard error. A fault that all ranks meet is said once: by rank 0, and the launcher ends the others while they wait here.
+    One that rank 0 has not met (a file that is missing on another machine, say) is said by the rank that has, after the wait."""
     if rank() == 0:
         print(f"bertfast: {message}", file=sys.stderr)
     else:
         time.sleep(_HEAD_START_SECONDS)
+        print(f"bertfast: rank {rank()}: {message}", file=sys.stderr)

@@ -293,13 +293,14 @@ def test_our_own_faults_keep_their_traceback(trainer):
 
 
 @pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])
-def test_the_other_ranks_are_silent_and_leave_later(trainer, capsys, monkeypatch, variable):
+def test_the_other_ranks_wait_and_then_say_what_only_they_have_met(trainer, capsys, monkeypatch, variable):
     naps = []
-    monkeypatch.setattr(cli.time, "sleep", naps.append)
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: naps.append((seconds, capsys.readouterr().err)))
     monkeypatch.setenv(variable, "1")
     trainer.fault = ConfigError("a")
     assert cli.main(["train", "--config", "c.json"]) == 2
-    assert capsys.readouterr().err == "" and naps and naps[0] > 1
+    assert naps == [(cli._HEAD_START_SECONDS, "")] and cli._HEAD_START_SECONDS > 1
+    assert capsys.readouterr().err == "bertfast: rank 1: error: a\n"
 
 
 def test_a_bad_config_is_answered_without_the_heavy_imports(tmp_path):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bertfast.config import BertfastConfig, InputConfig
-from bertfast.data import EncodedDataset, RawSplit, encode, load_split
+from bertfast.data import EncodedDataset, RawSplit, encode, load_dataset_for, load_split
 from bertfast.engine import model_folder
 from bertfast.errors import ConfigError, DataError
 from bertfast.pretrained import load_tokenizer, task_of_model
@@ -23,10 +23,15 @@ STANDARD_INPUT = "standard input"
 def encoded_inputs(
     block: BertfastConfig, folder: str, given: str | None, single: bool, scratch: str
 ) -> Iterator[tuple[str, EncodedDataset]]:
-    """What `read_inputs` gives, tokenised for the model in `folder`, one split after the other; the folder `scratch` holds the tokens."""
+    """What `read_inputs` gives, tokenised for the model in `folder`, one split after the other; the folder `scratch` holds the tokens.
+    Where there is nothing else to read and the input is an input_fn, what it yields in mode "predict"."""
     model = resolve_folder(model_folder(folder))
     tokenizer, task = load_tokenizer(model, read_config(model)), task_of_model(get_task(block.task), model)
-    length = (block.eval_input or block.train_input or InputConfig()).max_sequence_length
+    source = block.eval_input or block.train_input or InputConfig()
+    length = source.max_sequence_length
+    if given is None and source.input_fn is not None and not _reads_standard_input(single):
+        yield "test", load_dataset_for(task, source.model_copy(update={"cache_dir": scratch}), "test", tokenizer, block.run.seed)
+        return
     for split, raw in read_inputs(block, task, given, single):
         yield split, encode(raw, tokenizer, length, cache_dir=scratch)
 
@@ -41,7 +46,7 @@ def read_inputs(block: BertfastConfig, task: Task, given: str | None, single: bo
         ConfigError: nothing to read, or two test splits for one output.
         DataError: naming the file or line that cannot be read.
     """
-    if given is None and single and _world_size() == 1 and _is_piped():
+    if given is None and _reads_standard_input(single):
         given = "-"
     if given == "-":
         return [("test", read_lines(task, _standard_input(), STANDARD_INPUT))]
@@ -141,6 +146,11 @@ def _standard_input() -> bytes:
     if _world_size() > 1:
         raise ConfigError("--input -: standard input cannot be shared by several ranks; write the texts to a file and name it with --input")
     return sys.stdin.buffer.read()
+
+
+def _reads_standard_input(single: bool) -> bool:
+    """Whether texts are piped in and can be read: by one rank, for one output."""
+    return single and _world_size() == 1 and _is_piped()
 
 
 def _world_size() -> int:

@@ -48,7 +48,7 @@ def task_of_model(task: Task, folder: Path) -> Task:
     """`task`, its classes taken from a fine-tuned model's config where they are not known.
 
     Raises:
-        CheckpointError: a model with another number of classes than the task.
+        CheckpointError: a model with another number of classes than the task, or with the same classes in another order.
     """
     bert = read_config(folder)
     if not task.is_complete:
@@ -58,4 +58,12 @@ def task_of_model(task: Task, folder: Path) -> Task:
             f"{folder}: the model has {bert.num_labels} labels, but task {task.name} has {task.num_labels}; "
             "was it fine-tuned on another task?"
         )
+    if not task.is_regression:
+        names = [str(bert.id2label[index]) for index in range(bert.num_labels)]
+        ours, theirs = ([name.casefold() for name in order] for order in (task.label_names, names))
+        if ours != theirs and sorted(ours) == sorted(theirs):  # every answer would get another class's name
+            raise CheckpointError(
+                f"{folder}: the model's classes are in the order {', '.join(names)}, those of task {task.name} in the order "
+                f"{', '.join(task.label_names)}; give a task block of your own, with label_names in the model's order"
+            )
     return task

@@ -239,3 +239,43 @@ def test_only_our_lines_reach_standard_output():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert done.stdout == "café\nafter\n".encode() and b"chatter" in done.stderr and b"from C" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "names, fits",
+    [
+        pytest.param(("ENTAILMENT", "neutral", "contradiction"), True, id="the-same-order"),
+        pytest.param(("contradiction", "entailment", "neutral"), False, id="another-order"),
+        pytest.param(("LABEL_0", "LABEL_1", "LABEL_2"), True, id="no-names"),
+    ],
+)
+def test_classes_in_another_order_are_not_taken_for_ours(tmp_path, names, fits):
+    folder = write_tiny_bert(tmp_path / "m", num_labels=3, id2label=dict(enumerate(names)))
+    if fits:
+        assert task_of_model(MNLI, folder) == MNLI
+    else:
+        with pytest.raises(CheckpointError, match="order contradiction, entailment, neutral, those of task mnli in the order entailment"):
+            task_of_model(MNLI, folder)
+
+
+def test_predict_what_an_input_function_yields(classifier, tmp_path, monkeypatch, capfd):
+    (tmp_path / "own_batches.py").write_text(
+        "import numpy as np\n"
+        "def batches(params):\n"
+        "    ids = np.zeros((2, params['max_sequence_length']), np.int32)\n"
+        "    ids[:, :3] = [[2, 10, 3], [2, 13, 3]]\n"
+        "    assert params['mode'] == 'predict'\n"
+        "    yield {'input_ids': ids, 'attention_mask': (ids > 0).astype(np.int32), 'token_type_ids': ids * 0}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"task": "sst2", "model": {"checkpoint": "m"}, "eval_input": {"input_fn": "own_batches:batches", "max_sequence_length": 8}}
+    (tmp_path / "c.json").write_text(json.dumps({"bertfast": settings}))
+    assert cli.main(["predict", "--config", "c.json", "--checkpoint_path", str(classifier)]) == 0
+    ours = [json.loads(line)["probabilities"] for line in capfd.readouterr().out.splitlines()]
+    assert cli.main(["predict", "--checkpoint_path", str(classifier), "--input", str(write_lines(tmp_path, "good\nbad\n"))]) == 0
+    assert ours == [json.loads(line)["probabilities"] for line in capfd.readouterr().out.splitlines()]
+
+
+def write_lines(folder, text):
+    (folder / "lines.txt").write_text(text)
+    return folder / "lines.txt"

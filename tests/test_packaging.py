@@ -3,6 +3,7 @@
 import configparser
 import email
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tiny_bert import write_tiny_bert
 
 from bertfast import __version__
 
@@ -51,9 +53,9 @@ def metadata(wheel) -> email.message.Message:
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory) -> Path:
-    """The wheel's files, as pip lays them into site-packages."""
+    """A folder that pip installed the wheel into, and nothing else."""
     folder = tmp_path_factory.mktemp("site-packages")
-    zipfile.ZipFile(wheel).extractall(folder)
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--target", folder, wheel)
     return folder
 
 
@@ -86,9 +88,49 @@ def test_metadata(wheel, metadata):
     assert dict(points["console_scripts"]) == {"bertfast": "bertfast.cli:main"}
 
 
-def test_an_installed_wheel_finds_its_configs(site, tmp_path):
-    code = "from bertfast.config import load_config; print(load_config('ds_mnli.json').path)"
-    found = run(sys.executable, "-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)})
+@pytest.fixture
+def installed(site, tmp_path):
+    """installed(*command): its output, run by this Python in an empty folder, with the installed wheel in front of all other packages."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    return lambda *command: run(sys.executable, *command, cwd=tmp_path, env=environment)
+
+
+def test_an_installed_wheel_is_what_is_imported(site, installed):
+    code = (
+        "import bertfast, bertfast_kernels\n"
+        "from bertfast import BertClassifier, PackedBatch, Trainer, load_config\n"
+        "from bertfast_kernels import varlen_attention\n"
+        "from transformers import BertModel, Trainer\n"  # transformers asks for a package of the name kernels
+        "print(bertfast.__file__, bertfast_kernels.__file__)"
+    )
+    assert installed("-c", code).split() == [str(site / package / "__init__.py") for package in ("bertfast", "bertfast_kernels")]
+
+
+def test_the_installed_command_trains_and_predicts(site, installed, tmp_path):
+    write_tiny_bert(tmp_path / "tiny")
+    rows = ["a good film,yes", "a bad film,no"]
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows * 8]) + "\n")
+    data = {"data_file": "train.csv", "max_sequence_length": 16, "batch_size": 4, "cache_dir": "cache"}
+    block = {
+        "task": {"text_columns": ["text"]},
+        "model": {"checkpoint": "tiny"},
+        "train_input": data,
+        "eval_input": data,
+        "run": {"max_steps": 3, "model_dir": "out"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}, "bertfast": block}))
+    command = site / "bin" / "bertfast"  # the console script
+    assert installed(command, "--version").split() == ["bertfast", __version__]
+    installed(command, "train", "CPU", "--config", "config.json")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["training"]["steps"] == 3
+    assert "accuracy" in installed(command, "eval", "CPU", "--config", "config.json")
+    (tmp_path / "texts.txt").write_text("a very good film\n")
+    answer = json.loads(installed(command, "predict", "CPU", "--checkpoint_path", "out/model", "--input", "texts.txt"))
+    assert answer["prediction"] in ("yes", "no") and sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_installed_wheel_finds_its_configs(site, installed):
+    found = installed("-c", "from bertfast.config import load_config; print(load_config('ds_mnli.json').path)")
     assert Path(found.strip()) == site / "bertfast" / "configs" / "ds_mnli.json"
 
 

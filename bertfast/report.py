@@ -196,6 +196,9 @@ def _is_local(checkpoint: str) -> bool:
 
 
 def _version(package: str) -> str | None:
+    """What an imported package says of itself: torch names its build, CPU or CUDA, there, and PyPI's metadata do not. Else the metadata."""
+    if said := getattr(sys.modules.get(package), "__version__", None):
+        return str(said)  # torch's is a subclass of str
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

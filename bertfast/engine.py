@@ -145,8 +145,9 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
                 config=resolved,
                 dist_init_required=False,
             )
-    except (AssertionError, ValueError, NotImplementedError) as error:  # how it says that keys do not go together
-        raise ConfigError(f"DeepSpeed refuses this config: {error}") from error
+    except (AssertionError, ValueError, TypeError, KeyError, ImportError, NotImplementedError) as error:  # how it says no to a config
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise ConfigError(f"DeepSpeed cannot start with this config ({type(error).__name__}: {reason})") from error
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # it would flatten and copy all gradients for a sum over one rank
     return engine

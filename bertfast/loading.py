@@ -31,9 +31,9 @@ class Loader:
     def tokenizer(self, folder_or_name: str | None = None, checkpoint_folder: str | None = None) -> Any:
         """The tokenizer of one folder, held against the model of another; left out, both are the config's."""
         source = self.settings.model
-        checkpoint_folder = checkpoint_folder or source.checkpoint
-        bert = read_config(resolve_folder(model_folder(checkpoint_folder)))
-        return load_tokenizer(resolve_folder(model_folder(folder_or_name or source.tokenizer or checkpoint_folder)), bert)
+        own = resolve_folder(model_folder(checkpoint_folder or source.checkpoint))
+        given = resolve_folder(model_folder(folder_or_name or source.tokenizer or str(own)))
+        return load_tokenizer(given, read_config(own), belongs_to=own)
 
     def dataset(self, source: InputConfig, split: str, tokenizer: Any) -> EncodedDataset:
         """A split, encoded: the first rank builds the cache, the others then find it there."""

@@ -118,9 +118,9 @@ class BertClassifier(nn.Module):
 
         Args:
             folder_or_name: a local folder, or a model's name on the hub.
-            num_labels: C; left out, the checkpoint's own.
+            num_labels: C; left out, the checkpoint's own. A head of another C does not fit, unless with `new_head`.
             label_names: what the classes are called, in order; written to id2label when the model is saved.
-            strict: False reports missing and misshapen encoder weights, and leaves them as initialised, in place of an error.
+            strict: False reports missing and misshapen weights, and leaves them as initialised, in place of an error.
             new_head: make the classification head anew even where the checkpoint has one that fits.
             overrides: config values to replace, for example {"hidden_dropout_prob": 0.0}.
 
@@ -129,9 +129,8 @@ class BertClassifier(nn.Module):
         """
         config, state = read_weights(folder_or_name)
         config.update({key: value for key, value in (overrides or {}).items() if value is not None})
-        if num_labels is not None and num_labels != config.num_labels:
+        if num_labels is not None:
             config.num_labels = num_labels
-            new_head = True
         if label_names is not None:
             config.id2label = dict(enumerate(label_names))
             config.label2id = {name: index for index, name in enumerate(label_names)}

@@ -18,9 +18,10 @@ from bertfast.memory import Precision, activation_bytes, estimate_memory
 from bertfast.model import BertClassifier, loss_sum
 from bertfast.planning import Plan, plan_examples, plan_tokens
 from bertfast.pretrained import load_tokenizer
+from bertfast.progress import counted
 from bertfast.resolve import BatchSizes, resolve_total_steps
 from bertfast.tasks import Task, get_task
-from bertfast.validate import INPUTS, Checks, Found, counted
+from bertfast.validate import INPUTS, Checks, Found
 from bertfast.weights import read_config, resolve_folder
 
 if TYPE_CHECKING:

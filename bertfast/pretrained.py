@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
 
-def load_tokenizer(folder: Path, bert: BertConfig) -> Any:
-    """The tokenizer in `folder`, for a model with the embeddings of `bert`.
+def load_tokenizer(folder: Path, bert: BertConfig, belongs_to: Path | None = None) -> Any:
+    """The tokenizer in `folder`, for a model with the embeddings of `bert`, whose folder is `belongs_to`.
 
     Raises:
-        CheckpointError: naming the folder where there is none, it has no [CLS], [SEP] or [PAD], or has more tokens than the model has
-            embeddings.
+        CheckpointError: naming the folder where there is none, it has no [CLS], [SEP] or [PAD], has more tokens than the model has
+            embeddings, or numbers its tokens otherwise than the tokenizer in the model's own folder.
     """
     from transformers import AutoTokenizer
 
-    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):  # transformers 5 makes an empty tokenizer, without a word
+    if not _has_tokenizer(folder):  # transformers 5 makes an empty tokenizer, without a word
         raise CheckpointError(
             f"{folder}: no tokenizer is there (none of {', '.join(_VOCABULARY_FILES)}); name one as bertfast.model.tokenizer"
         )
@@ -41,7 +41,18 @@ def load_tokenizer(folder: Path, bert: BertConfig) -> Any:
     for name in ("cls_token", "sep_token", "pad_token"):
         if getattr(tokenizer, f"{name}_id") is None:
             raise CheckpointError(f"{folder}: the tokenizer has no {name}; name one of BERT's, which has [CLS], [SEP] and [PAD]")
+    if belongs_to is not None and belongs_to.resolve() != folder.resolve() and _has_tokenizer(belongs_to):
+        own = load_tokenizer(belongs_to, bert).get_vocab()
+        if strays := [token for token, index in tokenizer.get_vocab().items() if own.get(token, index) != index]:
+            raise CheckpointError(
+                f"{folder}: its token {strays[0]!r} is number {tokenizer.get_vocab()[strays[0]]}, but {own[strays[0]]} in {belongs_to}: "
+                f"{len(strays):,} tokens would get another word's embedding; leave out bertfast.model.tokenizer"
+            )
     return tokenizer
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _VOCABULARY_FILES)
 
 
 def task_of_model(task: Task, folder: Path) -> Task:

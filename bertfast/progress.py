@@ -14,6 +14,11 @@ from bertfast.errors import ConfigError
 LOG_FILE = "log.jsonl"
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 rank", "2 ranks" """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 class StartupClock:
     """Where the time before the first step goes; `mark(name)` ends a stage. Seconds, from the start of the process."""
 

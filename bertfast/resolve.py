@@ -105,7 +105,8 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
         raw.pop("fp16", None)
     if raw.get("gradient_clipping") == "auto":
         raw["gradient_clipping"] = 1.0
-    optimizer = raw.setdefault("optimizer", {"type": "AdamW", "params": {}})
+    optimizer = raw.setdefault("optimizer", {"params": {"lr": "auto", "weight_decay": "auto"}})
+    optimizer.setdefault("type", "AdamW")
     _fill(optimizer.setdefault("params", {}), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=[0.9, 0.999], eps=1e-8)
     optimizer["params"].setdefault("lr", LEARNING_RATE)
     if "scheduler" in raw:

@@ -117,24 +117,17 @@ class _Counts:
 class LossWatch:
     """Stops a run whose loss is not finite, all ranks of it together.
 
-    One rank on a CPU looks at each loss at once, before it touches a weight. Others look when asked: a look waits for the GPU or for the other ranks.
+    It looks when asked, because a look waits for the GPU and for the other ranks.
     """
 
     def __init__(self, dataset: EncodedDataset, ranks: Ranks):
         self._dataset = dataset
         self._ranks = ranks
-        self._at_once = ranks.device.type == "cpu" and ranks.world_size == 1
         self._pending: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def add(self, step: int, loss: torch.Tensor, logits_BC: torch.Tensor, example_ids: torch.Tensor) -> None:
-        """Note one micro-batch of optimizer step `step`, counted from 0.
-
-        Raises:
-            NonFiniteLossError: see `check`.
-        """
+        """Note one micro-batch of optimizer step `step`, counted from 0."""
         self._pending.append((step, loss.detach(), logits_BC.detach().isfinite().all(dim=1), example_ids))
-        if self._at_once:
-            self.check()
 
     def check(self) -> None:
         """Look at all that was noted since the last look; every rank must call, and every rank raises.

@@ -17,6 +17,7 @@ from bertfast import report
 from bertfast.batches import TrainingBatches, compute_logits
 from bertfast.config import Config, InputConfig
 from bertfast.data import EncodedDataset
+from bertfast.deepspeed_keys import check_monitors
 from bertfast.engine import build_engine, join_ranks, start_ranks
 from bertfast.errors import ConfigError, Terminated
 from bertfast.keeping import Keeper
@@ -24,7 +25,7 @@ from bertfast.loading import Loader, check_fit
 from bertfast.metrics import compute_metrics, is_better
 from bertfast.model import RandomBits, loss_sum
 from bertfast.packing import PackedBatch
-from bertfast.progress import Progress, StartupClock
+from bertfast.progress import Progress, StartupClock, counted
 from bertfast.resolve import resolve_batch_sizes, resolve_precision, resolve_total_steps
 from bertfast.steps import LossWatch, RunState, Termination, Window
 from bertfast.tasks import Task
@@ -59,7 +60,6 @@ class Trainer:
         self.ranks = start_ranks(device, self.run.threads)
         self.precision = resolve_precision(config.deepspeed, self.ranks.device.type)
         self.loader = Loader(config, self.ranks)
-        self._mark("torch and the process's own imports")
 
     @property
     def task(self) -> Task:
@@ -155,8 +155,12 @@ class Trainer:
             loss = loss_sum(logits_BC, batch.labels) / n_examples
             self.watch.add(step, loss, logits_BC, batch.example_ids)
             self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
-            self.engine.step()
             share += loss.detach()
+            if micro_step == len(batches) - 1:
+                self.learning_rate = self.engine.get_lr()[0]  # of this step; engine.step() sets the next one's
+                if self.ranks.device.type == "cpu":
+                    self.watch.check()  # before a weight is touched
+            self.engine.step()
         return share
 
     def _random_bits(self, step: int, micro_step: int) -> RandomBits:
@@ -169,6 +173,7 @@ class Trainer:
     # ----------------------------------------------------------------------------------------------------------- preparation
 
     def _prepare(self) -> None:
+        check_monitors(self.config.deepspeed)
         sizes = self.sizes = resolve_batch_sizes(self.config, self.ranks.world_size)
         join_ranks(self.ranks)
         self._mark("DeepSpeed and the process group")
@@ -212,7 +217,7 @@ class Trainer:
         }
 
     def _opening_lines(self, state: RunState) -> list[str]:
-        shape = f"{self.sizes.world_size} ranks x {self.sizes.micro_steps} micro-steps on {self.ranks.device.type}, {self.precision}"
+        shape = f"{counted(self.sizes.world_size, 'rank')} x {counted(self.sizes.micro_steps, 'micro-step')} on {self.ranks.device.type}, {self.precision}"
         lines = [
             self.load_report.summary(),
             f"{len(self.train_set):,} examples of {self.task.name}, {self.total_steps} steps of "
@@ -275,7 +280,7 @@ class Trainer:
             "step": step,
             "epoch": step / self.steps_per_epoch,
             "loss": rates.pop("loss"),
-            "learning_rate": self.engine.get_lr()[0],
+            "learning_rate": self.learning_rate,
             **rates,
             "real_token_share": self.batches.plan.fill,
             "seconds_left": (self.total_steps - step) * rates["seconds_per_step"],

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from bertfast.config import Config
 from bertfast.deepspeed_keys import check_monitors
 from bertfast.errors import BertfastError, ConfigError
+from bertfast.progress import counted
 from bertfast.resolve import resolve_batch_sizes, resolve_precision
 from bertfast.tasks import get_task
 
@@ -126,11 +127,6 @@ def _check_batch(config: Config) -> Found:
     if config.bertfast.train_input is not None and config.bertfast.train_input.planner == "tokens":
         return Found(sizes, f"{parts}{counted(sizes.micro_batch, 'pack')} of {config.bertfast.train_input.tokens_per_batch} tokens")
     return Found(sizes, f"{sizes.global_batch} = {parts}{counted(sizes.micro_batch, 'example')}")
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 rank", "2 ranks" """
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _world_size() -> int:

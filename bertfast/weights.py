@@ -7,6 +7,7 @@ belongs to the op that adds it.
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +211,12 @@ def resolve_folder(folder_or_name: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(folder_or_name, allow_patterns=[*wanted, "pytorch_model*.bin*"]))
         return folder
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"checkpoint {folder_or_name!r}: no local folder of that name, the hub cannot be reached, and the model is not in its cache; "
+            "give the path of a folder with config.json, model.safetensors and the tokenizer's files"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"checkpoint {folder_or_name!r}: neither a local folder nor a model that the hub gives ({type(error).__name__}); "
             "give the path of a folder with config.json, model.safetensors and the tokenizer's files"
@@ -232,5 +238,8 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: the index names it, but it is not there") from None
-    except Exception as error:  # safetensors and pickle raise many kinds; each means that the file cannot be read
+    except pickle.UnpicklingError as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise CheckpointError(f"{file}: safe loading refuses it: it holds more than tensors, or is cut short ({reason})") from error
+    except Exception as error:  # safetensors and torch raise many kinds; each means that the file cannot be read
         raise CheckpointError(f"{file}: cannot be read ({type(error).__name__}: {error}); it may be cut short") from error

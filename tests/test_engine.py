@@ -1,0 +1,64 @@
+"""DeepSpeed's side of the trainer, as far as it can be seen without a run."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from bertfast.config import load_config
+from bertfast.engine import free_abandoned_builds
+from bertfast.resolve import BatchSizes, resolve_deepspeed
+
+
+def test_the_lock_of_a_build_that_was_killed_is_removed_and_that_of_a_running_one_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    old, new, foreign = (tmp_path / name / "lock" for name in ("deepspeed_cpu_adam", "deepspeed_aio", "someone_elses"))
+    for lock in (old, new, foreign):
+        lock.parent.mkdir()
+        lock.touch()
+    for lock in (old, foreign):
+        os.utime(lock, (time.time() - 3600,) * 2)
+    free_abandoned_builds()
+    assert not old.exists() and new.exists() and foreign.exists()
+
+
+OFFLOAD = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+
+
+@pytest.mark.parametrize(
+    ("zero", "ranks", "device", "stage"),
+    [
+        pytest.param({"stage": 1}, 1, "cpu", 0, id="one-cpu-rank-has-nothing-to-divide"),
+        pytest.param({"stage": 1}, 2, "cpu", 1, id="two-cpu-ranks"),
+        pytest.param({"stage": 1}, 1, "cuda", 1, id="one-gpu"),
+        pytest.param(OFFLOAD, 1, "cpu", 2, id="offload"),
+    ],
+)
+def test_zero_on_a_lone_cpu_rank_is_stage_0(zero, ranks, device, stage):
+    config = load_config({"zero_optimization": zero, "bf16": {"enabled": True}, "bertfast": {"task": "sst2"}})
+    resolved = resolve_deepspeed(config, BatchSizes(32 * ranks, 32, 1, ranks), 10, device, 128)
+    assert resolved["zero_optimization"]["stage"] == stage
+    assert resolved.get("bf16", {}).get("enabled", False) == (stage > 0), "where DeepSpeed does not keep bf16, the model does"
+
+
+def test_bf16_products_of_float32_weights_are_near_float32_ones(tmp_path):
+    from tiny_bert import write_tiny_bert
+
+    from bertfast import BertClassifier, PackedBatch
+
+    model = BertClassifier.from_pretrained(write_tiny_bert(tmp_path / "bert"), 2).eval()
+    ids = torch.tensor([[2, 5, 9, 3], [2, 11, 3, 0]], dtype=torch.int32)
+    features = {
+        "input_ids": ids,
+        "attention_mask": (ids > 0).int(),
+        "token_type_ids": torch.zeros_like(ids),
+        "labels": torch.zeros(2).int(),
+    }
+    batch = PackedBatch.from_features(features)
+    exact = model(batch)
+    model.compute_dtype = torch.bfloat16
+    rough = model(batch)
+    rough.float().sum().backward()
+    assert rough.dtype == torch.bfloat16 and all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+    assert 0 < (rough.float() - exact).abs().max() < 0.02 * exact.abs().max() + 0.01

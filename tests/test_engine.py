@@ -36,7 +36,9 @@ OFFLOAD = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
     ],
 )
 def test_zero_on_a_lone_cpu_rank_is_stage_0(zero, ranks, device, stage):
-    config = load_config({"zero_optimization": zero, "bf16": {"enabled": True}, "bertfast": {"task": "sst2"}})
+    config = load_config(
+        {"zero_optimization": zero, "bf16": {"enabled": True}, "bertfast": {"task": "sst2", "model": {"checkpoint": "bert"}}}
+    )
     resolved = resolve_deepspeed(config, BatchSizes(32 * ranks, 32, 1, ranks), 10, device, 128)
     assert resolved["zero_optimization"]["stage"] == stage
     assert resolved.get("bf16", {}).get("enabled", False) == (stage > 0), "where DeepSpeed does not keep bf16, the model does"

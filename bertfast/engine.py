@@ -16,7 +16,7 @@ import torch
 
 from bertfast import checkpoint
 from bertfast.config import Config
-from bertfast.errors import CheckpointError, ConfigError
+from bertfast.errors import BertfastError, CheckpointError, ConfigError
 from bertfast.model import BertClassifier
 from bertfast.optim import ADAMW_KEYS, adamw, linear_schedule, parameter_groups
 from bertfast.resolve import BatchSizes, resolve_deepspeed, resolve_precision, resolve_warmup_steps
@@ -91,14 +91,24 @@ def start_ranks(device: str | None, threads: int | None) -> Ranks:
 
 
 def join_ranks(ranks: Ranks) -> None:
-    """Start the process group, once per process; alone, as a group of one (DeepSpeed would look for MPI without these variables)."""
+    """Start the process group, once per process; alone, as a group of one (DeepSpeed would look for MPI without these variables).
+
+    Raises:
+        BertfastError: DeepSpeed, which only training and several ranks need, is not installed.
+    """
     if torch.distributed.is_initialized():
         return
     if "MASTER_ADDR" not in os.environ:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-    import deepspeed
-    from deepspeed.utils import logger
-
+    try:
+        import deepspeed
+        from deepspeed.utils import logger
+    except ModuleNotFoundError as error:
+        if error.name != "deepspeed":
+            raise
+        raise BertfastError(
+            "training, and any work of several ranks, needs deepspeed, which is not installed: pip install deepspeed"
+        ) from None
     logger.setLevel("WARNING")
     # DeepSpeed would compile this op here, for half a minute, and wait for ever on the lock of a build that was killed. Only its inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from runs import need_deepspeed
 from tiny_bert import write_tiny_bert
 
 from bertfast import __version__
@@ -107,6 +108,7 @@ def test_an_installed_wheel_is_what_is_imported(site, installed):
 
 
 def test_the_installed_command_trains_and_predicts(site, installed, tmp_path):
+    need_deepspeed()
     write_tiny_bert(tmp_path / "tiny")
     rows = ["a good film,yes", "a bad film,no"]
     (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows * 8]) + "\n")

@@ -1,12 +1,15 @@
 """Whole runs of a tiny BERT: ranks, ZeRO stages, packings, and what they leave behind."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from runs import losses, start, train, write_task
 from tolerances import GRADIENT, LOSSES_ZERO_STAGES
+
+from bertfast.errors import BertfastError
 
 QUIET = ("--set", "bertfast.model.hidden_dropout_prob=0", "--set", "bertfast.model.attention_probs_dropout_prob=0")
 
@@ -116,3 +119,14 @@ def test_a_loss_that_is_not_finite_stops_both_ranks_in_step(task):
     assert process.returncode != 0
     assert "not finite at step" in output and "train.tsv" in output
     assert "exit code -15" not in output and "SIGTERM" not in output, "one rank had to be ended by the launcher"
+
+
+def test_training_without_deepspeed_names_what_to_install(monkeypatch):
+    import torch
+
+    from bertfast.engine import Ranks, join_ranks
+
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # `import deepspeed` then fails as where it is not installed
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(BertfastError, match="needs deepspeed, which is not installed: pip install deepspeed"):
+        join_ranks(Ranks(0, 1, torch.device("cpu")))

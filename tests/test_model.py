@@ -57,51 +57,77 @@ def test_logits_loss_and_gradients(head_size, num_labels, pair):
     assert_gradients_equal(ours, theirs)
 
 
-def test_fifty_steps_follow_transformers():
-    torch.manual_seed(2)
-    theirs = BertForSequenceClassification(bert_config())
-    ours = BertClassifier.from_transformers(theirs).train()
-    losses = {}
+def fifty_losses(ours, theirs, batches):
+    """The losses of 50 optimizer steps by each, on the same batches."""
+    losses = {"ours": [], "theirs": []}
     for name, model in (("theirs", theirs), ("ours", ours)):
         optimizer = adamw(parameter_groups(model, 0.01), {"lr": 1e-4})
         schedule = linear_schedule(5, 50)(optimizer)
-        losses[name] = []
-        for step in range(50):
-            batch = features(seed=step)
+        for batch in batches:
             packed = PackedBatch.from_features(batch)
-            loss = loss_sum(model(packed), packed.labels) / 12 if name == "ours" else model(**batch).loss
+            loss = loss_sum(model(packed), packed.labels) / len(packed.labels) if name == "ours" else model(**batch).loss
             loss.backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             losses[name].append(loss.item())
-    assert np.abs(np.subtract(losses["ours"], losses["theirs"])).max() < LOSSES_50_STEPS
+    return losses["ours"], losses["theirs"]
 
 
-@pytest.mark.skipif(
+def test_fifty_steps_follow_transformers():
+    torch.manual_seed(2)
+    theirs = BertForSequenceClassification(bert_config())
+    losses = fifty_losses(BertClassifier.from_transformers(theirs).train(), theirs, [features(seed=step) for step in range(50)])
+    assert np.abs(np.subtract(*losses)).max() < LOSSES_50_STEPS
+
+
+needs_data_and_models = pytest.mark.skipif(
     "BERTFAST_DATA" not in os.environ or "BERTFAST_MODELS" not in os.environ, reason="needs BERTFAST_DATA and BERTFAST_MODELS"
 )
-@pytest.mark.parametrize("task", ["SST-2", "RTE"], ids=["single", "pair"])
-def test_real_text_and_weights(task):
+
+
+def real_batches(task, n, size):
+    """n batches of `size` rows of a task's dev set, tokenized by transformers, with the rows' own labels."""
     from transformers import AutoTokenizer
 
-    folder = Path(os.environ["BERTFAST_MODELS"]) / "all-MiniLM-L6-v2"
-    lines = (Path(os.environ["BERTFAST_DATA"]) / "glue" / task / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:17]
-    rows = [line.split("\t") for line in lines]
-    texts = [[row[0] for row in rows]] if task == "SST-2" else [[row[1] for row in rows], [row[2] for row in rows]]
-    batch = dict(AutoTokenizer.from_pretrained(folder)(*texts, padding=True, truncation=True, max_length=128, return_tensors="pt"))
-    # The rows' own labels: made-up ones in balance make the head's gradients cancel, to sums that float32 itself holds to 1e-5 only.
-    batch["labels"] = torch.tensor([row[-1] in ("1", "entailment") for row in rows]).long()
+    tokenizer = AutoTokenizer.from_pretrained(Path(os.environ["BERTFAST_MODELS"]) / "all-MiniLM-L6-v2")
+    lines = (Path(os.environ["BERTFAST_DATA"]) / "glue" / task / "dev.tsv").read_text(encoding="utf-8").splitlines()[1 : n * size + 1]
+    for start in range(0, n * size, size):
+        rows = [line.split("\t") for line in lines[start : start + size]]
+        texts = [[row[0] for row in rows]] if task == "SST-2" else [[row[1] for row in rows], [row[2] for row in rows]]
+        batch = dict(tokenizer(*texts, padding=True, truncation=True, max_length=128, return_tensors="pt"))
+        # Made-up labels in balance make the head's gradients cancel, to sums that float32 itself holds to 1e-5 only.
+        batch["labels"] = torch.tensor([row[-1] in ("1", "entailment") for row in rows]).long()
+        yield batch
+
+
+def both_minilms():
+    """MiniLM with a new head and no dropout: bertfast's and transformers', in training mode."""
     torch.manual_seed(0)
-    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    theirs = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32, **quiet)
-    ours = BertClassifier.from_transformers(theirs).train()
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 2}
+    folder = Path(os.environ["BERTFAST_MODELS"]) / "all-MiniLM-L6-v2"
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **quiet).train()
+    return BertClassifier.from_transformers(theirs).train(), theirs
+
+
+@needs_data_and_models
+@pytest.mark.parametrize("task", ["SST-2", "RTE"], ids=["single", "pair"])
+def test_real_text_and_weights(task):
+    ours, theirs = both_minilms()
+    (batch,) = real_batches(task, 1, 16)
     packed = PackedBatch.from_features(batch)
     output, logits = theirs(**batch), ours(packed)
     assert (logits - output.logits).abs().max() < LOGITS
     output.loss.backward()
     (loss_sum(logits, packed.labels) / 16).backward()
     assert_gradients_equal(ours, theirs)
+
+
+@needs_data_and_models
+def test_fifty_steps_on_real_text():
+    ours, theirs = fifty_losses(*both_minilms(), list(real_batches("SST-2", 50, 8)))
+    assert np.abs(np.subtract(ours, theirs)).max() < LOSSES_50_STEPS
+    assert np.mean(ours[-10:]) < np.mean(ours[:10]) - 0.1  # it learned something
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_new"])

@@ -50,6 +50,7 @@ setup(
         "tokenizers",
         "torch>=2.11",
         "transformers>=5.10.1",  # older ones trip over any folder called kernels
+        'triton>=3.6; sys_platform == "linux"',  # torch's CPU build brings none
     ],
     extras_require={"test": TEST, "bench": BENCH, "monitor": MONITOR},
     entry_points={"console_scripts": ["bertfast = bertfast.cli:main"]},

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Triton reads this when a kernel is decorated, so it is set before any test imports bertfast_kernels. With a GPU the kernels run on it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +23,19 @@ def data_dir() -> Path:
 def models_dir() -> Path:
     """Real checkpoints: the folder that BERTFAST_MODELS names."""
     return _folder("BERTFAST_MODELS")
+
+
+@pytest.fixture
+def device():
+    """Where the Triton kernels run, with the backend "triton" chosen: the GPU, or the CPU under Triton's interpreter."""
+    from bertfast_kernels import use_backend
+    from bertfast_kernels._triton import HAS_TRITON, is_interpreting
+
+    on_gpu = torch.cuda.is_available()
+    if not HAS_TRITON or not (on_gpu or is_interpreting()):
+        pytest.skip("no Triton, or neither a GPU nor TRITON_INTERPRET=1")
+    with use_backend("triton"):
+        yield torch.device("cuda" if on_gpu else "cpu")
 
 
 def _folder(variable: str) -> Path:

@@ -1,6 +1,7 @@
 """The ops of a packed BERT encoder. They know tensors only: no config, no model, no trainer."""
 
 from bertfast_kernels.attention import varlen_attention, varlen_cls_attention
+from bertfast_kernels.dispatch import use_backend
 from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.reference import bias_gelu, cross_entropy, dropout_add_layer_norm, embedding_layer_norm
 
@@ -10,6 +11,7 @@ __all__ = [
     "cross_entropy",
     "dropout_add_layer_norm",
     "embedding_layer_norm",
+    "use_backend",
     "varlen_attention",
     "varlen_cls_attention",
 ]

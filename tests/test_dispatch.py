@@ -1,0 +1,116 @@
+"""Which backend an op takes, and what is said where it cannot."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bertfast_kernels import Dropout, dispatch, use_backend
+from bertfast_kernels.dispatch import current_backend, takes_triton
+
+ROOT = Path(__file__).parent.parent
+X = torch.zeros(2, 4)
+
+
+class OnGpu:
+    """As much of a tensor on a GPU as the choice looks at."""
+
+    is_cuda, dtype, device = True, torch.float16, torch.device("cuda")
+
+
+def test_the_tensor_decides_unless_told():
+    assert current_backend() is None
+    assert not takes_triton(X)
+    assert takes_triton(OnGpu()) == dispatch.HAS_TRITON
+    double = OnGpu()
+    double.dtype = torch.float64
+    assert not takes_triton(double)
+
+
+def test_a_block_gives_back_what_was_before():
+    with use_backend("torch"):
+        assert current_backend() == "torch"
+        assert not takes_triton(OnGpu())
+        with use_backend(None):
+            assert current_backend() is None
+        assert current_backend() == "torch"
+    assert current_backend() is None
+
+
+def test_a_plain_call_stays():
+    use_backend("torch")
+    assert current_backend() == "torch"
+    use_backend(None)
+    assert current_backend() is None
+
+
+def test_a_block_left_by_an_error_gives_back_too():
+    with pytest.raises(KeyError), use_backend("torch"):
+        raise KeyError
+    assert current_backend() is None
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="backend is 'cuda'; it must be one of torch, triton"):
+        use_backend("cuda")
+
+
+def test_triton_on_the_cpu_needs_the_interpreter(monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "is_interpreting", lambda: False)
+    with use_backend("triton"), pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        takes_triton(X)
+    monkeypatch.setattr(dispatch, "is_interpreting", lambda: True)
+    with use_backend("triton"):
+        assert takes_triton(X)
+
+
+def test_triton_without_triton(monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    assert not takes_triton(OnGpu())
+    with use_backend("triton"), pytest.raises(RuntimeError, match="Triton is not installed"):
+        takes_triton(OnGpu())
+
+
+def test_triton_says_which_dtypes(monkeypatch):
+    monkeypatch.setattr(dispatch, "is_interpreting", lambda: True)
+    with use_backend("triton"), pytest.raises(TypeError, match=r"not torch\.float64"):
+        takes_triton(X.double())
+
+
+def test_a_stream_is_for_the_twins():
+    stream = Dropout(0.1, stream=np.random.Generator(np.random.SFC64(1)))
+    assert not takes_triton(X, stream)
+    if dispatch.HAS_TRITON:
+        with pytest.raises(ValueError, match="by key"):
+            takes_triton(OnGpu(), stream)
+        assert takes_triton(OnGpu(), stream._replace(p=0.0))
+
+
+def test_an_onnx_export_takes_the_twin(monkeypatch):
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert not takes_triton(OnGpu())
+
+
+def test_all_of_it_imports_without_triton(tmp_path):
+    """Every kernel module, and a forward and backward pass, where Triton is missing and no GPU is touched."""
+    (tmp_path / "triton.py").write_text("raise ImportError('no triton here')\n", encoding="utf-8")
+    names = sorted(
+        f"bertfast_kernels.{path.stem}" for path in (ROOT / "kernels" / "bertfast_kernels").glob("*.py") if path.stem != "__init__"
+    )
+    code = f"""
+import importlib, sys, torch
+sys.path.insert(0, {str(tmp_path)!r})
+for name in {names!r}:
+    importlib.import_module(name)
+from bertfast_kernels import bias_gelu
+from bertfast_kernels._triton import HAS_TRITON
+x = torch.ones(2, 8, requires_grad=True)
+bias_gelu(x, torch.zeros(8)).sum().backward()
+assert not HAS_TRITON and x.grad is not None and not torch.cuda.is_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "kernels", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

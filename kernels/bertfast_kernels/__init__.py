@@ -3,7 +3,8 @@
 from bertfast_kernels.attention import varlen_attention, varlen_cls_attention
 from bertfast_kernels.dispatch import use_backend
 from bertfast_kernels.dropout import Dropout
-from bertfast_kernels.reference import bias_gelu, cross_entropy, dropout_add_layer_norm, embedding_layer_norm
+from bertfast_kernels.layer_norm import dropout_add_layer_norm
+from bertfast_kernels.reference import bias_gelu, cross_entropy, embedding_layer_norm
 
 __all__ = [
     "Dropout",

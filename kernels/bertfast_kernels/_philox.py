@@ -47,16 +47,24 @@ def load_key(key_ptr):
 
 
 @jit
-def keep_tile(seed, step, position, example, sheet, threshold, first_block, C: tl.constexpr):
+def keep_tile(seed, step, position, example, sheet, threshold, first_block, C: tl.constexpr, VECTOR: tl.constexpr = 4):
     """The keep mask [R, C] of R rows and the columns 4 * first_block + [0, C).
 
-    position, example: int [R]; sheet: int scalar or [R, 1], the site + (head << 16); threshold: int32 of dropout_numbers; C: a power of 2, at least 4.
+    position, example: int [R]; sheet: an int scalar or [R, 1], the site + (head << 16); threshold: the int32 of dropout_numbers; C: a power of 2,
+    at least VECTOR. VECTOR: the neighbouring columns that one thread makes, 4 or 8: with as many as a thread loads of a row (16 bytes), the mask
+    comes out in the layout of the row, and is not shuffled between threads.
     """
-    block = (first_block + tl.arange(0, C // 4)).to(tl.uint32)[None, :]
     position = position.to(tl.uint32)[:, None]
     example = example.to(tl.uint32)[:, None]
+    sheet = sheet.to(tl.uint32)
     limit = threshold.to(tl.uint32, bitcast=True)
-    bits0, bits1, bits2, bits3 = philox4x32(seed, step, block, position, example, sheet.to(tl.uint32))
-    even = tl.join(bits0 >= limit, bits2 >= limit)
-    odd = tl.join(bits1 >= limit, bits3 >= limit)
-    return tl.join(even, odd).reshape(position.shape[0], C)
+    block = (first_block + (VECTOR // 4) * tl.arange(0, C // VECTOR)).to(tl.uint32)[None, :]
+    a0, a1, a2, a3 = philox4x32(seed, step, block, position, example, sheet)
+    if VECTOR == 4:
+        keep = tl.join(tl.join(a0 >= limit, a2 >= limit), tl.join(a1 >= limit, a3 >= limit))
+    else:
+        b0, b1, b2, b3 = philox4x32(seed, step, block + 1, position, example, sheet)
+        even = tl.join(tl.join(a0 >= limit, b0 >= limit), tl.join(a2 >= limit, b2 >= limit))
+        odd = tl.join(tl.join(a1 >= limit, b1 >= limit), tl.join(a3 >= limit, b3 >= limit))
+        keep = tl.join(even, odd)
+    return keep.reshape(position.shape[0], C)

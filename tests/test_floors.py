@@ -72,7 +72,9 @@ def test_imports_go_down(path):
 def test_kernels_know_tensors_only():
     for path in (ROOT / "kernels" / "bertfast_kernels").glob("*.py"):
         packages = {name.partition(".")[0] for name in imports_of(path)}
-        own = {"_triton": {"triton"}, "compile": {"concurrent", "multiprocessing", "pathlib", "re", "subprocess", "tempfile"}}.get(path.stem, set())
+        own = {"_triton": {"triton"}, "compile": {"concurrent", "multiprocessing", "pathlib", "re", "subprocess", "tempfile"}}.get(
+            path.stem, set()
+        )
         assert packages <= KERNELS_MAY_IMPORT | own, path.name
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tolerances import TRITON_FLOORS
+from tolerances import INTERPRETED_BFLOAT16_FLOOR, TRITON_FLOORS
 
+from bertfast_kernels import Dropout, use_backend
 from bertfast_kernels._triton import HAS_TRITON
 
 ON_GPU = torch.cuda.is_available()
+DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 
 
@@ -17,16 +19,56 @@ def shapes(small: list, full: list) -> list:
     return small + full if ON_GPU else small
 
 
+def row_dropout(p: float, rows: int, device, step: int = 11) -> Dropout:
+    """Dropout by key with rows that belong to a few examples."""
+    row = torch.arange(rows, dtype=torch.int32, device=device)
+    return Dropout(p, 3, torch.tensor([2**32 - 5, step], device=device), row // 7 + 1000, row % 7)
+
+
+def assert_op(op, inputs: list[torch.Tensor], dtype: torch.dtype) -> None:
+    """Output and every gradient of op(*inputs) on the Triton backend, in `dtype`, against float64 and torch in `dtype` (see tolerances.py).
+
+    inputs: float64 tensors, rounded to `dtype` before all three. A gradient is that of the sum of the output times fixed random weights.
+    """
+    inputs = [x.to(dtype) for x in inputs]
+    with use_backend("torch"):
+        truth = _output_and_gradients(op, [x.double() for x in inputs], dtype)
+        torch_same = _output_and_gradients(op, inputs, dtype)
+    with use_backend("triton"):
+        ours = _output_and_gradients(op, inputs, dtype)
+    for index, (a, b, c) in enumerate(zip(ours, torch_same, truth, strict=True)):
+        assert_within_budget(f"gradient {index - 1}" if index else "output", a, b, c)
+
+
+def _output_and_gradients(op, inputs: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    before = [x.clone() for x in inputs]
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    out = op(*leaves)
+    generator = torch.Generator().manual_seed(5)
+    upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype).to(out.device, out.dtype)
+    gradients = torch.autograd.grad(out, leaves, upstream)
+    assert all(torch.equal(x, y) for x, y in zip(before, leaves, strict=True)), "an input was overwritten"
+    return [out.detach(), *gradients]
+
+
 def assert_within_budget(name: str, ours: torch.Tensor, torch_same: torch.Tensor, truth: torch.Tensor) -> None:
     """err(ours, float64) <= 2 * err(torch in the same precision, float64) + floor; errors are the largest difference over the largest truth."""
     assert ours.dtype == torch_same.dtype, name
     assert ours.shape == truth.shape, name
-    assert torch.isfinite(ours).all() or not torch.isfinite(truth.to(ours.dtype)).all(), f"{name}: not finite"
-    size = truth.abs().max().clamp_min(1e-30) if truth.numel() else torch.tensor(1.0)
-    error = _largest(ours.double() - truth) / size
-    budget = 2 * _largest(torch_same.double() - truth) / size + TRITON_FLOORS[ours.dtype]
+    if not truth.numel():
+        return
+    size = truth.abs().max().clamp_min(1e-30)
+    torch_error = (torch_same.double() - truth).abs().max() / size
+    if not torch_error.isfinite():  # torch overflowed: the floor alone is ours
+        torch_error = torch_error.new_zeros(())
+    error = (ours.double() - truth).abs().max() / size
+    floor = INTERPRETED_BFLOAT16_FLOOR if ours.dtype == torch.bfloat16 and not ON_GPU else TRITON_FLOORS[ours.dtype]
+    budget = 2 * torch_error + floor
     assert error <= budget, f"{name}: error {error:.3g} of the largest value, budget {budget:.3g}"
 
 
-def _largest(x: torch.Tensor) -> torch.Tensor:
-    return x.abs().max() if x.numel() else x.new_zeros(())
+def assert_same_bits_twice(op, inputs: list[torch.Tensor]) -> None:
+    """Output and gradients have the same bits in a second run."""
+    with use_backend("triton"):
+        first, second = (_output_and_gradients(op, inputs, inputs[0].dtype) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

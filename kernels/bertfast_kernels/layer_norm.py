@@ -28,52 +28,88 @@ from bertfast_kernels.dropout import Dropout
 if TYPE_CHECKING:
     from bertfast_kernels.compile import EncoderShape
 
-# T tokens, D hidden; in a kernel: a tile of ROWS rows and WIDTH >= D columns
+# T tokens, D hidden; in a kernel: ROWS rows, each cut into PIECES pieces of WIDTH columns (a tuple of tiles [ROWS, WIDTH])
 
 
 @jit
-def row_statistics(z, column_mask, eps, D: tl.constexpr):
-    """(mean, 1 / standard deviation) of each row of z [ROWS, WIDTH], whose columns outside column_mask are 0. Two passes over registers."""
-    mean = tl.sum(z, 1) / D
-    centred = tl.where(column_mask, z - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, 1) / D
-    return mean, 1.0 / tl.sqrt(variance + eps)
+def piece_columns(piece: tl.constexpr, WIDTH: tl.constexpr):
+    """The columns of a piece: [1, WIDTH]."""
+    return (piece * WIDTH + tl.arange(0, WIDTH))[None, :]
 
 
 @jit
-def row_gradient(normal, dy, weight, rstd, D: tl.constexpr):
-    """dz of LayerNorm from its normalised rows; normal and dy [ROWS, WIDTH] are 0 outside the columns, weight is [1, WIDTH]."""
-    g = dy * weight
-    mean_g = tl.sum(g, 1) / D
-    mean_gn = tl.sum(g * normal, 1) / D
-    return rstd[:, None] * (g - mean_g[:, None] - normal * mean_gn[:, None])
+def parameter_tile(ptr, piece: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """A piece of a parameter [D] for every row of a tile, float32 [ROWS, WIDTH].
+
+    Every row loads it (from the L1 cache): loaded once and broadcast, it would come in a layout of its own, and all that meets it would be shuffled
+    between threads through shared memory.
+    """
+    column = piece_columns(piece, WIDTH) + tl.zeros([ROWS, 1], tl.int32)
+    return tl.load(ptr + column, mask=column < D, other=0.0).to(tl.float32)
+
+
+@jit
+def row_statistics(z, eps, D: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr):
+    """(mean, 1 / standard deviation) of each row of z, which is 0 beyond column D. Two passes over registers."""
+    total = z[0]
+    for i in tl.static_range(1, PIECES):
+        total += z[i]
+    mean = tl.sum(total, 1) / D
+    squares = tl.zeros_like(total)
+    for i in tl.static_range(PIECES):
+        centred = z[i] - mean[:, None]
+        if (i + 1) * WIDTH > D:
+            centred = tl.where(piece_columns(i, WIDTH) < D, centred, 0.0)
+        squares += centred * centred
+    return mean, 1.0 / tl.sqrt(tl.sum(squares, 1) / D + eps)
+
+
+@jit
+def _add_pairs(a0, a1, b0, b1):
+    return a0 + b0, a1 + b1
+
+
+@jit
+def row_gradient_means(normal, g, D: tl.constexpr, PIECES: tl.constexpr):
+    """(mean(g), mean(g o normal)) of each row; both sums go through one reduction, and so past one barrier."""
+    total, total_gn = g[0], g[0] * normal[0]
+    for i in tl.static_range(1, PIECES):
+        total += g[i]
+        total_gn += g[i] * normal[i]
+    total, total_gn = tl.reduce((total, total_gn), 1, _add_pairs)
+    return total[:, None] / D, total_gn[:, None] / D
 
 
 @jit(do_not_specialize=["n_rows", "site", "threshold", "eps", "scale"])
 def _layer_norm_forward_kernel(
     x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, key_ptr, example_ptr, position_ptr,
-    n_rows, eps, site, threshold, scale, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr, DROPOUT: tl.constexpr,
+    n_rows, eps, site, threshold, scale,
+    D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, VECTOR: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, WIDTH)[None, :]
-    row_mask, column_mask = row < n_rows, column < D
-    mask = row_mask[:, None] & column_mask
-    offset = row[:, None].to(tl.int64) * D + column
-    z = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-    residual = tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-    z += tl.load(x_bias_ptr + column, mask=column_mask, other=0.0).to(tl.float32)
+    row_mask = row < n_rows
+    start = row[:, None].to(tl.int64) * D
     if DROPOUT:
         seed, step = load_key(key_ptr)
         position = tl.load(position_ptr + row, mask=row_mask, other=0)
         example = tl.load(example_ptr + row, mask=row_mask, other=0)
-        keep = keep_tile(seed, step, position, example, site, threshold, 0, WIDTH, VECTOR)
-        z = tl.where(keep, z * scale, 0.0)
-    z += residual
-    mean, rstd = row_statistics(z, column_mask, eps, D)
-    weight = tl.load(weight_ptr + column, mask=column_mask, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + column, mask=column_mask, other=0.0).to(tl.float32)
-    y = (z - mean[:, None]) * rstd[:, None] * weight + bias
-    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+    z = ()
+    for i in tl.static_range(PIECES):
+        column = piece_columns(i, WIDTH)
+        mask = row_mask[:, None] & (column < D)
+        x = tl.load(x_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
+        residual = tl.load(residual_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
+        x += parameter_tile(x_bias_ptr, i, D, ROWS, WIDTH)
+        if DROPOUT:
+            x *= tl.where(keep_tile(seed, step, position, example, site, threshold, i * (WIDTH // 4), WIDTH, VECTOR), scale, 0.0)
+        z = z + (x + residual,)  # noqa: RUF005
+    mean, rstd = row_statistics(z, eps, D, WIDTH, PIECES)
+    for i in tl.static_range(PIECES):
+        column = piece_columns(i, WIDTH)
+        weight = parameter_tile(weight_ptr, i, D, ROWS, WIDTH)
+        bias = parameter_tile(bias_ptr, i, D, ROWS, WIDTH)
+        y = (z[i] - mean[:, None]) * rstd[:, None] * weight + bias
+        tl.store(y_ptr + start + column, y.to(y_ptr.dtype.element_ty), mask=row_mask[:, None] & (column < D))
     tl.store(mean_ptr + row, mean, mask=row_mask)
     tl.store(rstd_ptr + row, rstd, mask=row_mask)
 
@@ -81,47 +117,60 @@ def _layer_norm_forward_kernel(
 @jit(do_not_specialize=["n_rows", "site", "threshold", "scale"])
 def _layer_norm_backward_kernel(
     dy_ptr, x_ptr, x_bias_ptr, residual_ptr, weight_ptr, mean_ptr, rstd_ptr, key_ptr, example_ptr, position_ptr, dz_ptr, dx_ptr, partial_ptr,
-    n_rows, site, threshold, scale, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr, DROPOUT: tl.constexpr,
+    n_rows, site, threshold, scale,
+    D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, VECTOR: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    column = tl.arange(0, WIDTH)[None, :]
-    column_mask = column < D
-    x_bias = tl.load(x_bias_ptr + column, mask=column_mask, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + column, mask=column_mask, other=0.0).to(tl.float32)
-    dx_bias = tl.zeros([ROWS, WIDTH], tl.float32)
-    dweight = tl.zeros([ROWS, WIDTH], tl.float32)
-    dbias = tl.zeros([ROWS, WIDTH], tl.float32)
+    zeros = ()
+    for _ in tl.static_range(PIECES):
+        zeros = zeros + (tl.zeros([ROWS, WIDTH], tl.float32),)  # noqa: RUF005
+    dx_bias, dweight, dbias = zeros, zeros, zeros
     if DROPOUT:
         seed, step = load_key(key_ptr)
-    for start in range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS):
-        row = start + tl.arange(0, ROWS)
+    for first in range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS):
+        row = first + tl.arange(0, ROWS)
         row_mask = row < n_rows
-        mask = row_mask[:, None] & column_mask
-        offset = row[:, None].to(tl.int64) * D + column
-        dy = tl.load(dy_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        z = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32) + x_bias
-        residual = tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)
-        rstd = tl.load(rstd_ptr + row, mask=row_mask, other=0.0)
+        start = row[:, None].to(tl.int64) * D
+        mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)[:, None]
+        rstd = tl.load(rstd_ptr + row, mask=row_mask, other=0.0)[:, None]
         if DROPOUT:
             position = tl.load(position_ptr + row, mask=row_mask, other=0)
             example = tl.load(example_ptr + row, mask=row_mask, other=0)
-            keep = keep_tile(seed, step, position, example, site, threshold, 0, WIDTH, VECTOR)
-            z = tl.where(keep, z * scale, 0.0)
-        normal = tl.where(column_mask, (z + residual - mean[:, None]) * rstd[:, None], 0.0)
-        dz = row_gradient(normal, dy, weight, rstd, D)
-        dz = tl.where(column_mask, dz, 0.0)
-        tl.store(dz_ptr + offset, dz.to(dz_ptr.dtype.element_ty), mask=mask)
-        if DROPOUT:
-            dz = tl.where(keep, dz * scale, 0.0)
-            tl.store(dx_ptr + offset, dz.to(dx_ptr.dtype.element_ty), mask=mask)
-        dx_bias += dz
-        dweight += dy * normal
-        dbias += dy
-    partial = partial_ptr + tl.program_id(0) * (3 * D) + tl.arange(0, WIDTH)
-    column_mask = tl.arange(0, WIDTH) < D
-    tl.store(partial, tl.sum(dx_bias, 0), mask=column_mask)
-    tl.store(partial + D, tl.sum(dweight, 0), mask=column_mask)
-    tl.store(partial + 2 * D, tl.sum(dbias, 0), mask=column_mask)
+        g, normal, factor, dweight_sums, dbias_sums = (), (), (), (), ()
+        for i in tl.static_range(PIECES):
+            column = piece_columns(i, WIDTH)
+            mask = row_mask[:, None] & (column < D)
+            dy = tl.load(dy_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
+            z = tl.load(x_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
+            residual = tl.load(residual_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
+            z += parameter_tile(x_bias_ptr, i, D, ROWS, WIDTH)
+            if DROPOUT:
+                keep = tl.where(keep_tile(seed, step, position, example, site, threshold, i * (WIDTH // 4), WIDTH, VECTOR), scale, 0.0)
+                z *= keep
+                factor = factor + (keep,)  # noqa: RUF005
+            n = (z + residual - mean) * rstd
+            g = g + (dy * parameter_tile(weight_ptr, i, D, ROWS, WIDTH),)  # noqa: RUF005
+            normal = normal + (n,)  # noqa: RUF005
+            dweight_sums = dweight_sums + (dweight[i] + dy * n,)  # noqa: RUF005
+            dbias_sums = dbias_sums + (dbias[i] + dy,)  # noqa: RUF005
+        dweight, dbias = dweight_sums, dbias_sums
+        mean_g, mean_gn = row_gradient_means(normal, g, D, PIECES)
+        dx_bias_sums = ()
+        for i in tl.static_range(PIECES):
+            column = piece_columns(i, WIDTH)
+            mask = row_mask[:, None] & (column < D)
+            dz = rstd * (g[i] - mean_g - normal[i] * mean_gn)
+            tl.store(dz_ptr + start + column, dz.to(dz_ptr.dtype.element_ty), mask=mask)
+            if DROPOUT:
+                dz *= factor[i]
+                tl.store(dx_ptr + start + column, dz.to(dx_ptr.dtype.element_ty), mask=mask)
+            dx_bias_sums = dx_bias_sums + (dx_bias[i] + dz,)  # noqa: RUF005
+        dx_bias = dx_bias_sums
+    partial = partial_ptr + tl.program_id(0) * (3 * D)
+    for i in tl.static_range(PIECES):
+        column = i * WIDTH + tl.arange(0, WIDTH)
+        tl.store(partial + column, tl.sum(dx_bias[i], 0), mask=column < D)
+        tl.store(partial + D + column, tl.sum(dweight[i], 0), mask=column < D)
+        tl.store(partial + 2 * D + column, tl.sum(dbias[i], 0), mask=column < D)
 
 
 def _launch_forward(x_TD, x_bias_D, residual_TD, weight_D, bias_D, eps, p, site, key, example_ids_T, position_ids_T):
@@ -136,7 +185,7 @@ def _launch_forward(x_TD, x_bias_D, residual_TD, weight_D, bias_D, eps, p, site,
     launch(
         _layer_norm_forward_kernel, (tiling.cdiv(n_rows, tile.rows),),
         x_TD, x_bias_D, residual_TD, weight_D, bias_D, y_TD, mean_T, rstd_T, key, example_ids_T, position_ids_T,
-        n_rows, eps, site, threshold, scale, D=columns, ROWS=tile.rows, WIDTH=tile.columns,
+        n_rows, eps, site, threshold, scale, D=columns, ROWS=tile.rows, WIDTH=tile.columns, PIECES=tile.pieces,
         VECTOR=tiling.vector_columns(x_TD.element_size()), DROPOUT=p > 0, num_warps=tile.num_warps,
     )  # fmt: skip
     return y_TD, mean_T, rstd_T
@@ -151,12 +200,12 @@ def _launch_backward(dy_TD, x_TD, x_bias_D, residual_TD, weight_D, mean_T, rstd_
         return dz_TD, dx_TD, x_TD.new_zeros((3, columns), dtype=torch.float32)
     _, threshold, scale = dropout_numbers(Dropout(p, key=key))
     tile = tiling.row_grad_tile(columns)
-    programs = tiling.walking_programs(n_rows, tile.rows, tile.num_warps, multiprocessors(x_TD.device))
+    programs = tiling.walking_programs(n_rows, tile, multiprocessors(x_TD.device))
     partial_P3D = x_TD.new_empty((programs, 3, columns), dtype=torch.float32)
     launch(
         _layer_norm_backward_kernel, (programs,),
         dy_TD, x_TD, x_bias_D, residual_TD, weight_D, mean_T, rstd_T, key, example_ids_T, position_ids_T, dz_TD, dx_TD, partial_P3D,
-        n_rows, site, threshold, scale, D=columns, ROWS=tile.rows, WIDTH=tile.columns,
+        n_rows, site, threshold, scale, D=columns, ROWS=tile.rows, WIDTH=tile.columns, PIECES=tile.pieces,
         VECTOR=tiling.vector_columns(x_TD.element_size()), DROPOUT=p > 0, num_warps=tile.num_warps,
     )  # fmt: skip
     return dz_TD, dx_TD, sum_partials(partial_P3D, weight_D.dtype)

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 
 class RowTile(NamedTuple):
-    """A tile of whole rows: rows in the tile, columns (a power of 2, at least the row), and the warps that work on it."""
+    """A tile of whole rows, each cut into pieces of a power of 2: rows, columns of a piece, pieces (columns * pieces is at least the row), warps."""
 
     rows: int
     columns: int
+    pieces: int
     num_warps: int
 
 
@@ -40,24 +41,37 @@ def vector_columns(element_size: int) -> int:
 
 
 def row_tile(columns: int) -> RowTile:
-    """Forward kernels that keep whole rows in registers: 32 elements a thread, so that a warp alone reduces a row of up to 1,024 columns.
+    """Forward kernels that keep whole rows in registers: at most 32 elements a thread, so that a warp alone reduces a row of up to 1,024 columns.
 
-    Rows are then reduced by shuffles within the warp, with no barrier; 32 such programs fill a multiprocessor.
+    Rows are then reduced by shuffles within the warp, with no barrier. A row of up to 3/4 of a power of 2 takes three quarters of it, not all:
+    768 columns are 3 pieces of 256.
     """
     width = max(next_power_of_2(columns), 16)
-    return RowTile(max(1, 1024 // width), width, min(max(width // 1024, 1), 16))
+    rows, num_warps = max(1, 1024 // width), min(max(width // 1024, 1), 16)
+    if columns <= 3 * width // 4 and width >= 64:
+        return RowTile(rows, width // 4, 3, num_warps)
+    return RowTile(rows, width, 1, num_warps)
 
 
 def row_grad_tile(columns: int) -> RowTile:
-    """Backward kernels that walk over rows and keep sums over rows in registers: 8 elements a thread for each sum, whole rows side by side."""
+    """Backward kernels that walk over rows and keep sums over rows in registers: 8 warps, each thread with 8 elements of each of 2 or 3 pieces.
+
+    Up to 768 columns of a 16-bit dtype a row is one warp's, which needs no barrier; from there on neighbouring warps share a row.
+    """
     width = max(next_power_of_2(columns), 16)
-    rows = max(1, 2048 // width)
-    return RowTile(rows, width, min(max(rows * width // 256, 1), 16))
+    piece, pieces = (width // 4, 3) if columns <= 3 * width // 4 else (width // 2, 2)
+    if width < 64 or (width <= 256 and pieces == 2):
+        piece, pieces = width, 1
+    return RowTile(max(1, 2048 // piece), piece, pieces, 8 if piece <= 2048 else 16)
 
 
-def walking_programs(n_rows: int, rows: int, num_warps: int, multiprocessors: int) -> int:
-    """Programs of a kernel that walks over rows: 16 warps a multiprocessor, no more programs than tiles."""
-    return max(1, min(cdiv(n_rows, rows), multiprocessors * max(1, 16 // num_warps)))
+def walking_programs(n_rows: int, tile: RowTile, multiprocessors: int) -> int:
+    """Programs of a kernel that walks over rows in such tiles: as many as the registers of all multiprocessors hold, no more than tiles.
+
+    A thread with 2 or 3 pieces takes 180 to 255 registers, so that 8 warps fill a multiprocessor; with one piece, 80.
+    """
+    resident = max(1, (24 if tile.pieces == 1 else 8) // tile.num_warps)
+    return max(1, min(cdiv(n_rows, tile.rows), multiprocessors * resident))
 
 
 def block_tile(columns: int) -> BlockTile:
@@ -73,3 +87,14 @@ def walking_blocks(n_rows: int, columns: int, tile: BlockTile, multiprocessors: 
     """Row programs a column block of a kernel that walks down the rows: 32 warps a multiprocessor over all column blocks."""
     wanted = cdiv(multiprocessors * max(1, 32 // tile.num_warps), cdiv(columns, tile.columns))
     return max(1, min(cdiv(n_rows, tile.rows), wanted))
+
+
+def class_tile(classes: int) -> BlockTile:
+    """Cross entropy: many rows of a few classes, or one row of a vocabulary, 4,096 columns at a time."""
+    width = min(max(next_power_of_2(classes), 2), 4096)
+    return BlockTile(max(1, 256 // width), width, 8 if width == 4096 else max(1, min(width // 256, 4)))
+
+
+def embedding_sum_tile(columns: int) -> BlockTile:
+    """Sums of token gradients into table rows: 8 tokens at a time, 256 columns."""
+    return BlockTile(8, min(max(next_power_of_2(columns), 16), 256), 2)

@@ -1,0 +1,214 @@
+"""Ahead-of-time compilation of every kernel that an encoder needs, for a named GPU, with no GPU and no driver.
+
+Each op's `variants(shape)` calls its own launchers with tensors on the device "meta" and notes the launches. A note is then compiled as Triton itself
+would at that launch, by a driver that only says which GPU it stands for, so what comes out is what a training run looks up in Triton's cache
+(TRITON_CACHE_DIR). The binaries tell what they need: registers, shared memory, spills.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import re
+import subprocess
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from bertfast_kernels._triton import HAS_TRITON, Launch, is_interpreting, triton
+from bertfast_kernels.attention import variants as attention_variants
+from bertfast_kernels.cross_entropy import variants as cross_entropy_variants
+from bertfast_kernels.dropout import Dropout
+from bertfast_kernels.embedding import variants as embedding_variants
+from bertfast_kernels.gelu import variants as gelu_variants
+from bertfast_kernels.layer_norm import variants as layer_norm_variants
+
+VARIANTS = (embedding_variants, attention_variants, layer_norm_variants, gelu_variants, cross_entropy_variants)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU to compile for, and what one of its multiprocessors has: the most a program may take."""
+
+    name: str
+    backend: str
+    arch: int | str
+    warp_size: int
+    shared_memory: int  # bytes a program can have
+    registers: int  # a thread can have: 32-bit ones
+    register_file: int  # 32-bit registers of all threads of a program together
+
+    def gpu(self):
+        """Triton's name for it."""
+        return triton.backends.compiler.GPUTarget(self.backend, self.arch, self.warp_size)
+
+
+# CUDA C++ Programming Guide, "Compute Capabilities"; AMD Instinct MI300 ISA, "Vector registers" and "LDS".
+TARGETS = {
+    "sm_80": Target("sm_80", "cuda", 80, 32, 163 * 1024, 255, 65536),
+    "sm_90": Target("sm_90", "cuda", 90, 32, 227 * 1024, 255, 65536),
+    "sm_100": Target("sm_100", "cuda", 100, 32, 227 * 1024, 255, 65536),
+    "gfx942": Target("gfx942", "hip", "gfx942", 64, 64 * 1024, 512, 131072),
+}
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """What of an encoder and its training decides which kernels it launches."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    heads: int = 12
+    head_size: int = 64
+    vocab: int = 30522
+    dtype: torch.dtype = torch.bfloat16
+    dropout: float = 0.1
+    max_seqlen: int = 512
+    positions: int = 512
+    segments: int = 2
+    num_labels: int = 2
+    gelu: str = "none"
+
+    def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A tensor of that shape, of the encoder's dtype unless told, that takes no memory."""
+        return torch.empty(shape, dtype=dtype or self.dtype, device="meta")
+
+    def dropouts(self, rows: int = 64) -> list[Dropout]:
+        """The dropouts of its runs: none, as in evaluation, and that of training, with int32 ids of `rows` rows."""
+        ids = self.tensor(rows, dtype=torch.int32)
+        training = Dropout(self.dropout, 1, self.tensor(2, dtype=torch.int64), ids, ids)
+        return [Dropout(0.0), training] if self.dropout > 0 else [Dropout(0.0)]
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """One row of the table."""
+
+    kernel: str
+    dtype: str
+    shape_class: str
+    target: str
+    num_warps: int
+    registers: int  # of a thread
+    shared_memory: int  # bytes of a program
+    spills: int  # bytes of a thread
+    problem: str = ""  # why it does not fit, or did not compile
+
+    @property
+    def fits(self) -> bool:
+        return not self.problem
+
+
+def compile_kernels(shape: EncoderShape, targets: list[str], processes: int = 2) -> list[CompiledKernel]:
+    """Compile what `shape` needs for each of `targets` (names in TARGETS) and fill Triton's cache. A kernel that fails to compile is a row with a problem.
+
+    Raises:
+        RuntimeError: Triton is missing, or its interpreter is on.
+        ValueError: an unknown target.
+    """
+    unknown = [name for name in targets if name not in TARGETS]
+    if unknown:
+        raise ValueError(f"target is {unknown[0]!r}; it must be one of {', '.join(TARGETS)}")
+    if not HAS_TRITON or is_interpreting():
+        raise RuntimeError("kernels are compiled by Triton, with TRITON_INTERPRET unset" if HAS_TRITON else "Triton is not installed")
+    work = list(itertools.product(targets, range(len(launches_of(shape)))))
+    if processes == 1:
+        return [_compile_one(shape, *item) for item in work]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_compile_one, itertools.repeat(shape), *zip(*work, strict=True), chunksize=1))
+
+
+@functools.cache
+def launches_of(shape: EncoderShape) -> tuple[Launch, ...]:
+    """What an encoder of this shape launches, each distinct compilation once."""
+    distinct = {_identity(launch): launch for variants in VARIANTS for launch in variants(shape)}
+    return tuple(distinct.values())
+
+
+def _identity(launch: Launch) -> tuple:
+    args = tuple(str(arg.dtype) if isinstance(arg, torch.Tensor) else "None" if arg is None else type(arg).__name__ for arg in launch.args)
+    return launch.kernel.__name__, args, tuple(sorted(launch.options.items()))
+
+
+def _compile_one(shape: EncoderShape, target_name: str, index: int) -> CompiledKernel:
+    target, launch = TARGETS[target_name], launches_of(shape)[index]
+    constexprs = {name: value for name, value in launch.options.items() if name not in ("num_warps", "num_stages")}
+    dtype = next((arg.dtype for arg in launch.args if isinstance(arg, torch.Tensor)), None)
+    row = CompiledKernel(
+        launch.kernel.__name__.strip("_").removesuffix("_kernel"),
+        str(dtype).removeprefix("torch."),
+        " ".join(f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in constexprs.items()),
+        target_name,
+        launch.options.get("num_warps", 4),
+        registers=0,
+        shared_memory=0,
+        spills=0,
+    )
+    try:
+        binary = _compile(launch, target)
+    except Exception as error:  # whatever Triton or the assembler says becomes the row's problem
+        return replace(row, problem=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+    registers, spills = _amd_usage(binary) if target.backend == "hip" else _nvidia_usage(binary)
+    row = replace(row, registers=registers, shared_memory=binary.metadata.shared, spills=spills)
+    return replace(row, problem=_problem(row, target))
+
+
+def _problem(row: CompiledKernel, target: Target) -> str:
+    threads = row.num_warps * target.warp_size
+    if row.spills:
+        return f"spills {row.spills} bytes a thread"
+    if row.shared_memory > target.shared_memory:
+        return f"needs {row.shared_memory} bytes of shared memory; {target.name} has {target.shared_memory}"
+    if row.registers > target.registers or row.registers * threads > target.register_file:
+        return f"needs {row.registers} registers a thread for {threads} threads; {target.name} has {target.register_file}"
+    return ""
+
+
+def _compile(launch: Launch, target: Target):
+    """As Triton's own launch would, up to the launch."""
+    before = triton.runtime.driver._active
+    triton.runtime.driver.set_active(_Driver(target))
+    try:
+        return launch.kernel.warmup(*launch.args, grid=(1,), **launch.options)
+    finally:
+        triton.runtime.driver._active = before
+
+
+class _Driver:
+    """As much of a Triton driver as a compilation asks for."""
+
+    def __init__(self, target: Target):
+        self._target = target
+
+    def get_current_target(self):
+        return self._target.gpu()
+
+    def get_current_device(self) -> str:
+        return self._target.name  # Triton keys what it has compiled by this
+
+    def get_current_stream(self, device) -> int:
+        return 0
+
+
+def _nvidia_usage(binary) -> tuple[int, int]:
+    """(registers, bytes spilled) of a thread, as cuobjdump reads them from the binary."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(binary.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return usage["REG"], usage["STACK"] + usage["LOCAL"]
+
+
+def _amd_usage(binary) -> tuple[int, int]:
+    """(vector registers, bytes spilled) of a thread, as the assembler notes them."""
+    usage = {
+        name: int(value)
+        for name, value in re.findall(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)", binary.asm["amdgcn"])
+    }
+    return usage["vgpr_count"], max(4 * usage["vgpr_spill_count"], usage["private_segment_fixed_size"])

@@ -1,0 +1,351 @@
+"""y = Z o LayerNorm(e), e = word[input_id] + segment[token_type_id] + position[position_id], in one pass forward (Devlin et al. 2019, figure 2).
+
+Z is the keep mask over the chance to keep, or 1. With LayerNorm as in layer_norm.py:
+
+    dn = Z o dy      de = LayerNorm's dz for dn      dweight, dbias = the sums over rows of dn o n, dn
+    dword[v] = the sum of de over the tokens whose input_id is v; dsegment and dposition likewise
+
+Backward, with no atomics. One pass over the tokens gathers e again (to store it would cost a write and a read of T x D, the gather the read alone) and
+writes de. Then the three tables are one: table row v of word, V + s of segment, V + S + p of position. A stable sort brings the tokens of each table row
+together, and their de are added up in chunks of 128 sorted places: a row whose tokens lie in one chunk is finished there; what crosses a chunk's end
+leaves a partial sum, and a last kernel adds those. So the two rows of the segment table, with half of all tokens each, are as quick as rare words.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bertfast_kernels import reference, tiling
+from bertfast_kernels._partials import sum_partials
+from bertfast_kernels._philox import dropout_numbers, keep_tile, load_key
+from bertfast_kernels._triton import Launch, jit, launch, multiprocessors, record_launches, tl
+from bertfast_kernels.dispatch import takes_triton
+from bertfast_kernels.dropout import Dropout
+from bertfast_kernels.layer_norm import parameter_tile, piece_columns, row_gradient_means, row_statistics
+
+if TYPE_CHECKING:
+    from bertfast_kernels.compile import EncoderShape
+
+# T tokens, D hidden, V vocabulary, S segments, P positions, R = V + S + P table rows; in a kernel: ROWS tokens, each in PIECES pieces of WIDTH columns
+
+_CHUNK = 128  # sorted places that one program may add up: long enough that few rows cross, short enough that none keeps the others waiting
+
+
+@jit
+def _gather(table_ptr, ids_ptr, row, row_mask, column, SIZE: tl.constexpr, D: tl.constexpr):
+    """table[ids[row]], float32 [ROWS, WIDTH]; an id outside the table gives a row of NaN, and reads nothing."""
+    index = tl.load(ids_ptr + row, mask=row_mask, other=0)
+    inside = (index >= 0) & (index < SIZE)
+    offset = index.to(tl.int64)[:, None] * D + column
+    values = tl.load(table_ptr + offset, mask=(row_mask & inside)[:, None] & (column < D), other=0.0).to(tl.float32)
+    return tl.where(inside[:, None] | (column >= D), values, float("nan"))
+
+
+@jit(do_not_specialize=["n_rows", "site", "threshold", "eps", "scale"])
+def _embedding_forward_kernel(
+    input_ptr, segment_id_ptr, position_id_ptr, word_ptr, segment_ptr, position_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr,
+    key_ptr, example_ptr, place_ptr, n_rows, eps, site, threshold, scale,
+    V: tl.constexpr, S: tl.constexpr, P: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr,
+    VECTOR: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row_mask = row < n_rows
+    e = ()
+    for i in tl.static_range(PIECES):
+        column = piece_columns(i, WIDTH)
+        piece = _gather(word_ptr, input_ptr, row, row_mask, column, V, D)
+        piece += _gather(segment_ptr, segment_id_ptr, row, row_mask, column, S, D)
+        piece += _gather(position_ptr, position_id_ptr, row, row_mask, column, P, D)
+        e = e + (piece,)  # noqa: RUF005
+    mean, rstd = row_statistics(e, eps, D, WIDTH, PIECES)
+    if DROPOUT:
+        seed, step = load_key(key_ptr)
+        place = tl.load(place_ptr + row, mask=row_mask, other=0)
+        example = tl.load(example_ptr + row, mask=row_mask, other=0)
+    for i in tl.static_range(PIECES):
+        column = piece_columns(i, WIDTH)
+        weight = parameter_tile(weight_ptr, i, D, ROWS, WIDTH)
+        bias = parameter_tile(bias_ptr, i, D, ROWS, WIDTH)
+        y = (e[i] - mean[:, None]) * rstd[:, None] * weight + bias
+        if DROPOUT:
+            y *= tl.where(keep_tile(seed, step, place, example, site, threshold, i * (WIDTH // 4), WIDTH, VECTOR), scale, 0.0)
+        offset = row[:, None].to(tl.int64) * D + column
+        tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=row_mask[:, None] & (column < D))
+    tl.store(mean_ptr + row, mean, mask=row_mask)
+    tl.store(rstd_ptr + row, rstd, mask=row_mask)
+
+
+@jit(do_not_specialize=["n_rows", "site", "threshold", "scale"])
+def _embedding_backward_kernel(
+    dy_ptr, input_ptr, segment_id_ptr, position_id_ptr, word_ptr, segment_ptr, position_ptr, weight_ptr, mean_ptr, rstd_ptr,
+    key_ptr, example_ptr, place_ptr, de_ptr, partial_ptr, n_rows, site, threshold, scale,
+    V: tl.constexpr, S: tl.constexpr, P: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr,
+    VECTOR: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    zeros = ()
+    for _ in tl.static_range(PIECES):
+        zeros = zeros + (tl.zeros([ROWS, WIDTH], tl.float32),)  # noqa: RUF005
+    dweight, dbias = zeros, zeros
+    if DROPOUT:
+        seed, step = load_key(key_ptr)
+    for first in range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS):
+        row = first + tl.arange(0, ROWS)
+        row_mask = row < n_rows
+        start = row[:, None].to(tl.int64) * D
+        mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)[:, None]
+        rstd = tl.load(rstd_ptr + row, mask=row_mask, other=0.0)[:, None]
+        if DROPOUT:
+            place = tl.load(place_ptr + row, mask=row_mask, other=0)
+            example = tl.load(example_ptr + row, mask=row_mask, other=0)
+        g, normal, dweight_sums, dbias_sums = (), (), (), ()
+        for i in tl.static_range(PIECES):
+            column = piece_columns(i, WIDTH)
+            dn = tl.load(dy_ptr + start + column, mask=row_mask[:, None] & (column < D), other=0.0).to(tl.float32)
+            e = _gather(word_ptr, input_ptr, row, row_mask, column, V, D)
+            e += _gather(segment_ptr, segment_id_ptr, row, row_mask, column, S, D)
+            e += _gather(position_ptr, position_id_ptr, row, row_mask, column, P, D)
+            if DROPOUT:
+                dn *= tl.where(keep_tile(seed, step, place, example, site, threshold, i * (WIDTH // 4), WIDTH, VECTOR), scale, 0.0)
+            n = (e - mean) * rstd
+            g = g + (dn * parameter_tile(weight_ptr, i, D, ROWS, WIDTH),)  # noqa: RUF005
+            normal = normal + (n,)  # noqa: RUF005
+            dweight_sums = dweight_sums + (dweight[i] + dn * n,)  # noqa: RUF005
+            dbias_sums = dbias_sums + (dbias[i] + dn,)  # noqa: RUF005
+        dweight, dbias = dweight_sums, dbias_sums
+        mean_g, mean_gn = row_gradient_means(normal, g, D, PIECES)
+        for i in tl.static_range(PIECES):
+            column = piece_columns(i, WIDTH)
+            de = rstd * (g[i] - mean_g - normal[i] * mean_gn)
+            tl.store(de_ptr + start + column, de.to(de_ptr.dtype.element_ty), mask=row_mask[:, None] & (column < D))
+    partial = partial_ptr + tl.program_id(0) * (2 * D)
+    for i in tl.static_range(PIECES):
+        column = i * WIDTH + tl.arange(0, WIDTH)
+        tl.store(partial + column, tl.sum(dweight[i], 0), mask=column < D)
+        tl.store(partial + D + column, tl.sum(dbias[i], 0), mask=column < D)
+
+
+@jit(do_not_specialize=["n_places", "n_rows"])
+def _embedding_sum_kernel(
+    sorted_ptr, order_ptr, de_ptr, table_ptr, partial_ptr, n_places, n_rows,
+    TABLE_ROWS: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Program (i, column block) adds up the run of sorted places that starts at i, up to its end or the end of i's chunk; most i start nothing."""
+    place = tl.program_id(0)
+    index = tl.load(sorted_ptr + place)
+    before = tl.load(sorted_ptr + place - 1, mask=place > 0, other=-1)
+    is_head = index != before
+    inside = (index >= 0) & (index < TABLE_ROWS)
+    if (is_head | (place % CHUNK == 0)) & inside:
+        column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+        chunk = place // CHUNK
+        end = tl.minimum((chunk + 1) * CHUNK, n_places)
+        total = tl.zeros([ROWS, WIDTH], tl.float32)
+        start = place
+        more = start < end
+        while more:
+            member = start + tl.arange(0, ROWS)
+            mask = (member < end) & (tl.load(sorted_ptr + member, mask=member < end, other=-1) == index)
+            token = tl.load(order_ptr + member, mask=mask, other=0) % n_rows
+            offset = token.to(tl.int64)[:, None] * D + column[None, :]
+            total += tl.load(de_ptr + offset, mask=mask[:, None] & (column < D)[None, :], other=0.0).to(tl.float32)
+            start += ROWS
+            more = (start < end) & (tl.load(sorted_ptr + start, mask=start < end, other=-1) == index)
+        sums = tl.sum(total, 0)
+        goes_on = (end < n_places) & (tl.load(sorted_ptr + end, mask=end < n_places, other=-1) == index)
+        if is_head & (goes_on == 0):
+            tl.store(table_ptr + index.to(tl.int64) * D + column, sums.to(table_ptr.dtype.element_ty), mask=column < D)
+        else:
+            tl.store(partial_ptr + (2 * chunk + is_head.to(tl.int32)).to(tl.int64) * D + column, sums, mask=column < D)
+
+
+@jit(do_not_specialize=["n_places"])
+def _embedding_join_kernel(
+    sorted_ptr, table_ptr, partial_ptr, n_places, TABLE_ROWS: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Program (chunk, column block) finishes the row whose run starts in the chunk and crosses its end, if there is one."""
+    chunk = tl.program_id(0)
+    end = (chunk + 1) * CHUNK
+    crosses = end < n_places
+    index = tl.load(sorted_ptr + end, mask=crosses, other=-1)
+    last = tl.load(sorted_ptr + end - 1, mask=crosses, other=-2)
+    before = tl.load(sorted_ptr + chunk * CHUNK - 1, mask=crosses & (chunk > 0), other=-3)
+    if crosses & (index == last) & (index != before) & (index >= 0) & (index < TABLE_ROWS):
+        column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+        total = tl.zeros([ROWS, WIDTH], tl.float32)
+        start = chunk + 1
+        more = index == last
+        while more:
+            member = start + tl.arange(0, ROWS)
+            mask = member * CHUNK < n_places
+            mask = mask & (tl.load(sorted_ptr + member * CHUNK, mask=mask, other=-1) == index)
+            offset = (2 * member).to(tl.int64)[:, None] * D + column[None, :]
+            total += tl.load(partial_ptr + offset, mask=mask[:, None] & (column < D)[None, :], other=0.0)
+            start += ROWS
+            more = start * CHUNK < n_places
+            more = more & (tl.load(sorted_ptr + start * CHUNK, mask=more, other=-1) == index)
+        sums = tl.sum(total, 0) + tl.load(partial_ptr + (2 * chunk + 1).to(tl.int64) * D + column, mask=column < D, other=0.0)
+        tl.store(table_ptr + index.to(tl.int64) * D + column, sums.to(table_ptr.dtype.element_ty), mask=column < D)
+
+
+def _launch_forward(ids, tables, weight_D, bias_D, eps, p, site, key, example_ids_T, place_ids_T):
+    """(y, mean, rstd); ids and tables: of word, segment, position."""
+    n_rows, columns = ids[0].shape[0], weight_D.shape[0]
+    y_TD = tables[0].new_empty((n_rows, columns))
+    mean_T, rstd_T = (y_TD.new_empty(n_rows, dtype=torch.float32) for _ in range(2))
+    if n_rows > 0:
+        _, threshold, scale = dropout_numbers(Dropout(p, key=key))
+        tile = tiling.row_tile(columns)
+        launch(
+            _embedding_forward_kernel, (tiling.cdiv(n_rows, tile.rows),),
+            *ids, *tables, weight_D, bias_D, y_TD, mean_T, rstd_T, key, example_ids_T, place_ids_T, n_rows, eps, site, threshold, scale,
+            **_constants(tables, tile, p), num_warps=tile.num_warps,
+        )  # fmt: skip
+    return y_TD, mean_T, rstd_T
+
+
+def _launch_backward(dy_TD, ids, tables, weight_D, mean_T, rstd_T, p, site, key, example_ids_T, place_ids_T):
+    """(dtables [V + S + P, D], [2, D]: dweight and dbias)."""
+    n_rows, columns = dy_TD.shape
+    dtables_RD = tables[0].new_zeros((sum(table.shape[0] for table in tables), columns))
+    if n_rows == 0:
+        return dtables_RD, weight_D.new_zeros((2, columns))
+    de_TD = torch.empty_like(dy_TD)
+    _, threshold, scale = dropout_numbers(Dropout(p, key=key))
+    tile = tiling.row_grad_tile(columns)
+    programs = tiling.walking_programs(n_rows, tile, multiprocessors(dy_TD.device))
+    partial_P2D = dy_TD.new_empty((programs, 2, columns), dtype=torch.float32)
+    launch(
+        _embedding_backward_kernel, (programs,),
+        dy_TD, *ids, *tables, weight_D, mean_T, rstd_T, key, example_ids_T, place_ids_T, de_TD, partial_P2D, n_rows, site, threshold, scale,
+        **_constants(tables, tile, p), num_warps=tile.num_warps,
+    )  # fmt: skip
+    _sum_into_tables(de_TD, ids, tables, dtables_RD)
+    return dtables_RD, sum_partials(partial_P2D, weight_D.dtype)
+
+
+def _constants(tables, tile: tiling.RowTile, p: float) -> dict:
+    sizes = dict(zip("VSP", (table.shape[0] for table in tables), strict=True))
+    vector = tiling.vector_columns(tables[0].element_size())
+    return {
+        **sizes,
+        "D": tables[0].shape[1],
+        "ROWS": tile.rows,
+        "WIDTH": tile.columns,
+        "PIECES": tile.pieces,
+        "VECTOR": vector,
+        "DROPOUT": p > 0,
+    }
+
+
+def _sum_into_tables(de_TD: Tensor, ids, tables, dtables_RD: Tensor) -> None:
+    """dtables[r] = the sum of de over the tokens that read table row r; rows that none read stay 0."""
+    n_rows, columns = de_TD.shape
+    first_segment = tables[0].shape[0]
+    first_position = first_segment + tables[1].shape[0]
+    table_rows = torch.cat((ids[0], ids[1] + first_segment, ids[2] + first_position))
+    sorted_rows, order = torch.sort(table_rows, stable=True)
+    places = 3 * n_rows
+    chunks = tiling.cdiv(places, _CHUNK)
+    partial_C2D = de_TD.new_empty(
+        (chunks, 2, columns), dtype=torch.float32
+    )  # of each chunk: the run that came into it, the run that leaves it
+    tile = tiling.embedding_sum_tile(columns)
+    blocks = tiling.cdiv(columns, tile.columns)
+    constants = {"TABLE_ROWS": dtables_RD.shape[0], "D": columns, "CHUNK": _CHUNK, "ROWS": tile.rows, "WIDTH": tile.columns}
+    args = (sorted_rows, order, de_TD, dtables_RD, partial_C2D, places, n_rows)
+    launch(_embedding_sum_kernel, (places, blocks), *args, **constants, num_warps=tile.num_warps)
+    launch(_embedding_join_kernel, (chunks, blocks), sorted_rows, dtables_RD, partial_C2D, places, **constants, num_warps=tile.num_warps)
+
+
+@torch.library.custom_op("bertfast::embedding_layer_norm", mutates_args=())
+def _forward(
+    input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, word: Tensor, segment: Tensor, position: Tensor, weight: Tensor, bias: Tensor,
+    eps: float, p: float, site: int, key: Tensor | None, example_ids: Tensor | None, place_ids: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ids, tables = (input_ids, token_type_ids, position_ids), (word, segment, position)
+    return _launch_forward(_dense(ids), _dense(tables), weight, bias, eps, p, site, key, example_ids, place_ids)
+
+
+@_forward.register_fake
+def _(input_ids, token_type_ids, position_ids, word, segment, position, weight, bias, eps, p, site, key, example_ids, place_ids):
+    statistics = word.new_empty(input_ids.shape[0], dtype=torch.float32)
+    return word.new_empty((input_ids.shape[0], word.shape[1])), statistics, torch.empty_like(statistics)
+
+
+@torch.library.custom_op("bertfast::embedding_layer_norm_backward", mutates_args=())
+def _backward(
+    dy: Tensor, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, word: Tensor, segment: Tensor, position: Tensor,
+    weight: Tensor, mean: Tensor, rstd: Tensor, p: float, site: int, key: Tensor | None, example_ids: Tensor | None, place_ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ids, tables = (input_ids, token_type_ids, position_ids), (word, segment, position)
+    return _launch_backward(dy.contiguous(), _dense(ids), _dense(tables), weight, mean, rstd, p, site, key, example_ids, place_ids)
+
+
+@_backward.register_fake
+def _(dy, input_ids, token_type_ids, position_ids, word, segment, position, weight, mean, rstd, p, site, key, example_ids, place_ids):
+    rows = word.shape[0] + segment.shape[0] + position.shape[0]
+    return word.new_empty((rows, word.shape[1])), weight.new_empty((2, word.shape[1]))
+
+
+def _dense(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.contiguous() for tensor in tensors)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, _bias, _eps, ctx.p, ctx.site, key, example_ids, place_ids = inputs
+    ctx.save_for_backward(*tensors, output[1], output[2], key, example_ids, place_ids)
+
+
+def _autograd(ctx, dy, _dmean, _drstd):
+    *tensors, key, example_ids, place_ids = ctx.saved_tensors
+    dtables, sums = _backward(dy, *tensors, ctx.p, ctx.site, key, example_ids, place_ids)
+    dword, dsegment, dposition = dtables.split([table.shape[0] for table in tensors[3:6]])
+    dweight, dbias = sums.unbind()
+    return None, None, None, dword, dsegment, dposition, dweight, dbias, *[None] * 6
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def variants(shape: EncoderShape) -> list[Launch]:
+    """What a training step of an encoder of this shape launches."""
+    size = shape.hidden_size
+    tables = tuple(shape.tensor(rows, size) for rows in (shape.vocab, shape.segments, shape.positions))
+    ids = tuple(shape.tensor(64, dtype=torch.int32) for _ in range(3))
+    dy_TD, d_D, mean_T = shape.tensor(64, size), shape.tensor(size), shape.tensor(64, dtype=torch.float32)
+    with record_launches() as launches:
+        for dropout in shape.dropouts():
+            bits = (dropout.p, 0, dropout.key, dropout.example_ids, dropout.position_ids)
+            _launch_forward(ids, tables, d_D, d_D, 1e-12, *bits)
+            _launch_backward(dy_TD, ids, tables, d_D, mean_T, mean_T, *bits)
+    return launches
+
+
+def embedding_layer_norm(
+    input_ids_T: Tensor,
+    token_type_ids_T: Tensor,
+    position_ids_T: Tensor,
+    word_VD: Tensor,
+    segment_SD: Tensor,
+    position_PD: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    eps: float,
+    dropout: Dropout | None = None,
+) -> Tensor:
+    """dropout(LayerNorm(word[input_ids] + segment[token_type_ids] + position[position_ids])): [T, D].
+
+    Ids are int32 or int64 [T]; the tables are of one floating dtype, which is the result's. The kernels give a token with an id outside its table a
+    row of NaN (an error would need the GPU's answer); the torch twin raises.
+    """
+    ids, tables = (input_ids_T, token_type_ids_T, position_ids_T), (word_VD, segment_SD, position_PD)
+    if not takes_triton(word_VD, dropout):
+        return reference.embedding_layer_norm(*ids, *tables, weight_D, bias_D, eps, dropout)
+    dropout = dropout if dropout is not None and dropout.p > 0 else Dropout(0.0)
+    return _forward(*ids, *tables, weight_D, bias_D, eps, dropout.p, dropout.site, dropout.key, dropout.example_ids, dropout.position_ids)[
+        0
+    ]

@@ -1,0 +1,107 @@
+"""Ahead-of-time compilation, with no GPU: what fits, what does not, and what Triton's cache holds afterwards."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from triton_cases import needs_triton
+
+from bertfast_kernels.compile import TARGETS, CompiledKernel, EncoderShape, _amd_usage, _problem, compile_kernels, launches_of
+
+pytestmark = needs_triton
+
+ROOT = Path(__file__).parent.parent
+CODE = """
+import dataclasses, json, sys, torch
+from bertfast_kernels.compile import EncoderShape, compile_kernels
+if __name__ == "__main__":
+    shape = EncoderShape(dtype=getattr(torch, sys.argv[1]))
+    rows = compile_kernels(shape, sys.argv[2].split(","), processes=int(sys.argv[3]))
+    print(json.dumps([dataclasses.asdict(row) for row in rows]))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """compiled(dtype, targets, processes): (the rows, the cache folder), from a Python without the interpreter."""
+    folder = tmp_path_factory.mktemp("compile")
+    script = folder / "compile_base.py"  # a file: worker processes import the main module again
+    script.write_text(CODE, encoding="utf-8")
+    cache = folder / "cache"
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT / "kernels")}
+    environment.pop("TRITON_INTERPRET", None)
+
+    def run(dtype, targets, processes):
+        command = [sys.executable, str(script), dtype, targets, str(processes)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [CompiledKernel(**row) for row in json.loads(done.stdout.splitlines()[-1])], cache
+
+    return run
+
+
+def test_the_base_encoder_fits(compiled):
+    rows, cache = compiled("bfloat16", "sm_90,gfx942", 2)
+    assert {row.target for row in rows} == {"sm_90", "gfx942"}
+    assert [row for row in rows if not row.fits or row.spills] == []
+    assert all(0 < row.registers <= TARGETS[row.target].registers for row in rows)
+    kernels = {row.kernel for row in rows}
+    assert {"layer_norm_forward", "layer_norm_backward", "bias_gelu_backward", "embedding_sum", "cross_entropy_forward"} <= kernels
+    assert any("DROPOUT=1" in row.shape_class for row in rows) and any("DROPOUT=0" in row.shape_class for row in rows)
+    assert len(list(cache.rglob("*.cubin"))) == len(list(cache.rglob("*.hsaco"))) == len(rows) // 2
+
+
+def test_a_second_time_comes_from_the_cache(compiled):
+    first, cache = compiled("float32", "sm_80", 1)
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.cubin")}
+    second, _ = compiled("float32", "sm_80", 1)
+    assert second == first and {path: path.stat().st_mtime_ns for path in cache.rglob("*.cubin")} == before
+
+
+def test_each_compilation_once():
+    names = [launch.kernel.__name__ for launch in launches_of(EncoderShape(dropout=0.0))]
+    assert len(names) < len([launch.kernel.__name__ for launch in launches_of(EncoderShape())])
+    assert names.count("_embedding_forward_kernel") == 1
+
+
+ROW = CompiledKernel("k", "bfloat16", "", "sm_90", num_warps=8, registers=100, shared_memory=1024, spills=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        pytest.param({}, "", id="fits"),
+        pytest.param({"spills": 8}, "spills 8 bytes", id="spills"),
+        pytest.param({"shared_memory": 300000}, "needs 300000 bytes of shared memory; sm_90 has 232448", id="shared-memory"),
+        pytest.param({"num_warps": 32}, "needs 100 registers a thread for 1024 threads; sm_90 has 65536", id="register-file"),
+    ],
+)
+def test_what_does_not_fit_is_said(change, problem):
+    assert _problem(dataclasses.replace(ROW, **change), TARGETS["sm_90"]).startswith(problem)
+    assert bool(_problem(dataclasses.replace(ROW, **change), TARGETS["sm_90"])) == bool(problem)
+
+
+def test_amd_counts_what_goes_to_memory():
+    asm = "    .private_segment_fixed_size: 12\n    .sgpr_spill_count: 9\n    .vgpr_count:     60\n    .vgpr_spill_count: 2\n"
+    assert _amd_usage(SimpleNamespace(asm={"amdgcn": asm})) == (60, 12)
+
+
+def test_an_unknown_target_is_named():
+    with pytest.raises(ValueError, match="target is 'sm_75'; it must be one of sm_80, sm_90, sm_100, gfx942"):
+        compile_kernels(EncoderShape(), ["sm_90", "sm_75"])
+
+
+def test_the_interpreter_compiles_nothing(monkeypatch):
+    monkeypatch.setattr("bertfast_kernels.compile.is_interpreting", lambda: True)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET unset"):
+        compile_kernels(EncoderShape(), ["sm_90"])
+
+
+def test_a_shape_takes_no_memory():
+    assert EncoderShape().tensor(10**9, 10**6).device == torch.device("meta")

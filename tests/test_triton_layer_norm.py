@@ -108,6 +108,18 @@ def test_not_contiguous(device):
     )
 
 
+def test_dtypes_may_differ_as_under_autocast(device):
+    """x in bfloat16, the residual and the parameters in float32: y comes in x's dtype, each gradient in its input's."""
+    inputs = [x.float() for x in make(4, 64, device)]
+    inputs[0] = inputs[0].bfloat16()
+    leaves = [x.requires_grad_() for x in inputs]
+    y = op_with(None)(*leaves)
+    gradients = torch.autograd.grad(y.float().square().sum(), leaves)
+    truth = op_with(None)(*(x.detach().float() for x in leaves))
+    assert y.dtype == torch.bfloat16 and (y.float() - truth).abs().max() < 0.05
+    assert [g.dtype for g in gradients] == [x.dtype for x in leaves]
+
+
 def test_the_same_bits_every_time(device):
     assert_same_bits_twice(op_with(row_dropout(0.1, 33, device)), [x.float() for x in make(33, 128, device)])
 

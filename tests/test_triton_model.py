@@ -1,0 +1,34 @@
+"""The whole network on the Triton backend against the same network on its torch twins."""
+
+import pytest
+import torch
+from test_model import bert_config, features
+from tolerances import GRADIENT, LOGITS
+from triton_cases import needs_triton
+
+from bertfast.model import BertClassifier, RandomBits, loss_sum
+from bertfast.packing import PackedBatch
+from bertfast_kernels import use_backend
+
+pytestmark = needs_triton
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1], ids=["no-dropout", "dropout"])
+@pytest.mark.parametrize("act", ["gelu", "gelu_new"])
+def test_logits_and_gradients(device, p, act):
+    torch.manual_seed(1)
+    config = bert_config(num_labels=3, hidden_dropout_prob=p, attention_probs_dropout_prob=p, hidden_act=act, num_hidden_layers=2)
+    model = BertClassifier(config).to(device).train()
+    batch = PackedBatch.from_features(features(n=5, num_labels=3, longest=14)).to(device)
+    results = []
+    for backend in ("torch", "triton"):
+        model.zero_grad()
+        with use_backend(backend):
+            logits = model(batch, RandomBits(key=torch.tensor([3, 4], device=device)))
+            loss_sum(logits, batch.labels).backward()
+        results.append((logits.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
+    (wanted, gradients), (ours, our_gradients) = results
+    assert (ours - wanted).abs().max() < LOGITS
+    for name, gradient in gradients.items():
+        # all of it is float32 noise where the true gradient is 0, as for a bias that softmax ignores
+        assert (our_gradients[name] - gradient).norm() <= GRADIENT * max(gradient.norm(), 1e-2), name

@@ -1,5 +1,6 @@
 """Which backend an op takes, and what is said where it cannot."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,22 +96,40 @@ def test_an_onnx_export_takes_the_twin(monkeypatch):
     assert not takes_triton(OnGpu())
 
 
-def test_all_of_it_imports_without_triton(tmp_path):
-    """Every kernel module, and a forward and backward pass, where Triton is missing and no GPU is touched."""
-    (tmp_path / "triton.py").write_text("raise ImportError('no triton here')\n", encoding="utf-8")
-    names = sorted(
-        f"bertfast_kernels.{path.stem}" for path in (ROOT / "kernels" / "bertfast_kernels").glob("*.py") if path.stem != "__init__"
-    )
+NAMES = sorted(f"bertfast_kernels.{path.stem}" for path in (ROOT / "kernels" / "bertfast_kernels").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize(
+    ("before", "has_triton"),
+    [pytest.param("sys.modules['triton'] = None", False, id="without-triton"), pytest.param("pass", dispatch.HAS_TRITON, id="as-it-is")],
+)
+def test_a_cpu_needs_no_triton(before, has_triton):
+    """Every kernel module, and a forward and backward pass, where Triton is missing, or there and not worth its 0.2 s; no GPU is touched."""
     code = f"""
 import importlib, sys, torch
-sys.path.insert(0, {str(tmp_path)!r})
-for name in {names!r}:
+{before}
+for name in {NAMES!r}:
     importlib.import_module(name)
 from bertfast_kernels import bias_gelu
 from bertfast_kernels._triton import HAS_TRITON
 x = torch.ones(2, 8, requires_grad=True)
 bias_gelu(x, torch.zeros(8)).sum().backward()
-assert not HAS_TRITON and x.grad is not None and not torch.cuda.is_initialized()
+assert HAS_TRITON == {has_triton} and x.grad is not None and not torch.cuda.is_initialized()
+assert sys.modules.get("triton") is None
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "kernels", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_broken_triton_says_so(tmp_path):
+    (tmp_path / "triton.py").write_text("raise ImportError('no driver here')\n", encoding="utf-8")
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(tmp_path)!r})
+from bertfast_kernels import bias_gelu, use_backend
+use_backend("triton")
+bias_gelu(torch.ones(2, 8), torch.zeros(8))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "kernels", capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stderr.endswith("ImportError: no driver here\n")

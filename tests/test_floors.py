@@ -35,6 +35,11 @@ KERNELS_MAY_IMPORT = {
     "bertfast_kernels",
 }
 
+OWN_IMPORTS = {
+    "_triton": {"importlib", "os", "threading", "triton"},
+    "compile": {"concurrent", "multiprocessing", "pathlib", "re", "subprocess", "tempfile"},
+}
+
 
 def modules():
     return sorted((ROOT / "bertfast").glob("*.py"))
@@ -72,9 +77,7 @@ def test_imports_go_down(path):
 def test_kernels_know_tensors_only():
     for path in (ROOT / "kernels" / "bertfast_kernels").glob("*.py"):
         packages = {name.partition(".")[0] for name in imports_of(path)}
-        own = {"_triton": {"triton"}, "compile": {"concurrent", "multiprocessing", "pathlib", "re", "subprocess", "tempfile"}}.get(
-            path.stem, set()
-        )
+        own = OWN_IMPORTS.get(path.stem, set())
         assert packages <= KERNELS_MAY_IMPORT | own, path.name
 
 

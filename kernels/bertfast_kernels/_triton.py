@@ -1,36 +1,106 @@
-"""Triton, or stand-ins for it: a machine without Triton imports every kernel module, and never comes to run one.
+"""Triton, imported when the first kernel is needed and not before: it takes 0.2 s, which a run on a CPU need not spend. Where Triton is missing,
+every kernel module imports all the same, and never comes to run a kernel.
 
-Kernel modules start with `from __future__ import annotations`, so that the `tl.constexpr` of a kernel's signature is a string that only Triton reads.
+Kernel modules take `jit` and `tl` from here. Until Triton is loaded both are stand-ins, and `load_triton` puts the real things in their places, in the
+modules themselves. These start with `from __future__ import annotations`, so that the `tl.constexpr` of a signature is a string that only Triton reads.
 """
 
 from __future__ import annotations
 
 import functools
-import types
-from typing import NamedTuple
+import importlib.util
+import os
+import threading
+from typing import Any, NamedTuple
 
 import torch
 
-try:
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETING = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "").lower() in (
+    "1",
+    "true",
+    "on",
+    "yes",
+    "y",
+)  # as Triton itself reads it
+
+
+class _Constant(NamedTuple):
+    """A `tl.constexpr` at the top of a kernel module."""
+
+    value: Any
+
+
+class _Language:
+    """`tl`: of it a module may use constexpr when it is imported, and the rest inside kernels."""
+
+    constexpr = _Constant
+
+
+class _Kernel:
+    """A function that `triton.jit` gets once Triton is loaded."""
+
+    def __init__(self, function, options: dict):
+        self.function, self.options, self.__name__ = function, options, function.__name__
+        self.jitted = None
+
+    def __getitem__(self, grid):
+        return jitted(self)[grid]
+
+
+tl = _Language()
+_kernels: list[_Kernel] = []
+_loading = threading.Lock()
+
+
+def jit(function=None, **options):
+    """`triton.jit`, later."""
+    if function is None:
+        return lambda function: jit(function, **options)
+    _kernels.append(_Kernel(function, options))
+    return _kernels[-1]
+
+
+def load_triton():
+    """The module `triton`. Loaded for the first time, it makes a kernel of every function that was given to `jit`.
+
+    Raises:
+        ImportError: Triton is missing or does not work here.
+    """
+    with _loading:
+        return _load()
+
+
+@functools.cache
+def _load():
+    global tl, jit
     import triton
-    import triton.language as tl
-    from triton import jit
+    import triton.language
 
-    HAS_TRITON = True
-    _INTERPRETING = bool(triton.knobs.runtime.interpret)
-except ImportError:  # Triton has no wheels for this platform
-    HAS_TRITON = False
-    _INTERPRETING = False
-    triton = None
-    tl = types.SimpleNamespace(constexpr=lambda value: value)
+    for kernel in _kernels:
+        kernel.jitted = triton.jit(**kernel.options)(kernel.function)
+    for namespace in {id(kernel.function.__globals__): kernel.function.__globals__ for kernel in _kernels}.values():
+        for name, value in list(namespace.items()):
+            if isinstance(value, _Kernel):
+                namespace[name] = value.jitted
+            elif isinstance(value, _Constant):
+                namespace[name] = triton.language.constexpr(value.value)
+            elif isinstance(value, _Language):
+                namespace[name] = triton.language
+    tl, jit = triton.language, triton.jit
+    return triton
 
-    def jit(function=None, **options):
-        """The function as it is: what `triton.jit` decorates cannot run without Triton."""
-        return function if function is not None else jit
+
+def jitted(kernel):
+    """The kernel as Triton knows it."""
+    if not isinstance(kernel, _Kernel):
+        return kernel
+    load_triton()
+    return kernel.jitted
 
 
 def is_interpreting() -> bool:
-    """True where TRITON_INTERPRET=1 was set when Triton was imported: kernels then run on CPU tensors, slowly."""
+    """True where TRITON_INTERPRET=1 was set when bertfast_kernels was imported: kernels then run on CPU tensors, slowly."""
     return _INTERPRETING
 
 
@@ -48,7 +118,7 @@ _records: list[Launch] | None = None
 def launch(kernel, grid: tuple[int, ...], *args, **options) -> None:
     """`kernel[grid](*args, **options)`; inside `record_launches`, a note of it. Every kernel of this package is launched through here."""
     if _records is None:
-        kernel[grid](*args, **options)
+        jitted(kernel)[grid](*args, **options)
     else:
         _records.append(Launch(kernel, args, options))
 
@@ -72,4 +142,4 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-__all__ = ["HAS_TRITON", "Launch", "is_interpreting", "jit", "launch", "multiprocessors", "record_launches", "tl", "triton"]
+__all__ = ["HAS_TRITON", "Launch", "is_interpreting", "jit", "jitted", "launch", "load_triton", "multiprocessors", "record_launches", "tl"]

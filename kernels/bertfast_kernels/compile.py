@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bertfast_kernels._triton import HAS_TRITON, Launch, is_interpreting, triton
+from bertfast_kernels._triton import HAS_TRITON, Launch, is_interpreting, jitted, load_triton
 from bertfast_kernels.attention import variants as attention_variants
 from bertfast_kernels.cross_entropy import variants as cross_entropy_variants
 from bertfast_kernels.dropout import Dropout
@@ -44,7 +44,7 @@ class Target:
 
     def gpu(self):
         """Triton's name for it."""
-        return triton.backends.compiler.GPUTarget(self.backend, self.arch, self.warp_size)
+        return load_triton().backends.compiler.GPUTarget(self.backend, self.arch, self.warp_size)
 
 
 # CUDA C++ Programming Guide, "Compute Capabilities"; AMD Instinct MI300 ISA, "Vector registers" and "LDS".
@@ -170,12 +170,13 @@ def _problem(row: CompiledKernel, target: Target) -> str:
 
 def _compile(launch: Launch, target: Target):
     """As Triton's own launch would, up to the launch."""
-    before = triton.runtime.driver._active
-    triton.runtime.driver.set_active(_Driver(target))
+    driver = load_triton().runtime.driver
+    before = driver._active
+    driver.set_active(_Driver(target))
     try:
-        return launch.kernel.warmup(*launch.args, grid=(1,), **launch.options)
+        return jitted(launch.kernel).warmup(*launch.args, grid=(1,), **launch.options)
     finally:
-        triton.runtime.driver._active = before
+        driver._active = before
 
 
 class _Driver:
@@ -199,7 +200,7 @@ def _nvidia_usage(binary) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(binary.asm["cubin"])
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+        command = [load_triton().knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     return usage["REG"], usage["STACK"] + usage["LOCAL"]

@@ -1,4 +1,4 @@
-"""The command line: `bertfast train | eval | predict | validate`, and `launch`, which `deepspeed launch.py` starts on every rank.
+"""The command line: `bertfast train | eval | predict | validate | compile`, and `launch`, which `deepspeed launch.py` starts on every rank.
 
 What is heavy is imported by the command that needs it, once its config is known to be good: a bad flag or key is answered at once.
 """
@@ -113,12 +113,25 @@ def _validate(arguments: Namespace) -> int:
     return 2 if any(check.result == "failed" for check in checks) else 0
 
 
+def _compile(arguments: Namespace) -> int:
+    if rank() != 0:  # the ranks of a machine share Triton's cache
+        return 0
+    config = _load(arguments)
+    from bertfast.compilation import choose_targets, compile_encoders, encoder_of, print_kernels
+
+    encoder = encoder_of(config)
+    kernels = compile_encoders([encoder], choose_targets(arguments.target or ()))
+    print_kernels(kernels, encoder.source)
+    return 0 if all(kernel.fits for kernel in kernels) else 2
+
+
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "train": _train,
     "train_and_eval": _train,
     "eval": _evaluate,
     "predict": _predict,
     "validate": _validate,
+    "compile": _compile,
 }
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bertfast.architectures import DEMO
 from bertfast.atomic import replacing
 from bertfast.errors import BertfastError
 from bertfast.synthetic_nli import DEV_TEMPLATES, LABEL_NAMES, TRAIN_TEMPLATES, Pair, frames, generate
@@ -137,18 +138,7 @@ def write_checkpoint(folder: Path, pairs: Sequence[Pair], seed: int) -> None:
     disable_progress_bar()
     vocabulary = _wordpiece_vocabulary(pairs)
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,  # two passes over the data are too few to learn it by heart
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.08,  # about hidden_size ** -0.5; BERT's own 0.02 is for 768, and slow to learn from at 128
-        pad_token_id=vocabulary["[PAD]"],
-    )
+    config = BertConfig(vocab_size=len(vocabulary), pad_token_id=vocabulary["[PAD]"], **DEMO)
     BertModel(config).save_pretrained(folder)
     BertTokenizerFast(vocab=vocabulary, model_max_length=config.max_position_embeddings).save_pretrained(folder)
 

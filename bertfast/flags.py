@@ -20,9 +20,11 @@ COMMANDS = {
     "eval": "evaluate a fine-tuned model on the eval_input",
     "predict": "classify a file or standard input with a fine-tuned model",
     "validate": "check config, data, tokenizer and weights, run one step, and estimate memory",
+    "compile": "compile the GPU kernels that a config needs, with no GPU needed, and check that each fits",
 }
 MODES = ("train", "eval", "train_and_eval", "predict")
 DEVICES = ("cpu", "gpu")
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")  # those of bertfast_kernels.compile, which is too heavy to ask
 _SUMMARY = "Fine-tune BERT classifiers on packed sequences."
 
 
@@ -82,6 +84,18 @@ FLAGS = (
     ),
     Flag(("--resume",), "continue from the newest whole checkpoint of model_dir", commands=("train",), options=_SWITCH),
     Flag(("--validate_only",), "check everything, print a table, train nothing; exits 0 or 2", commands=("train",), options=_SWITCH),
+    Flag(
+        ("--compile_only",),
+        "compile the GPU kernels that the config needs, with no GPU needed, print a table, train nothing; exits 0, or 2 where one does not fit",
+        commands=("train",),
+        options=_SWITCH,
+    ),
+    Flag(
+        ("--target",),
+        "a GPU to compile for; repeatable (left out: this machine's, or where it has none, all of them)",
+        commands=("compile",),
+        options={"choices": TARGETS, "action": "append"},
+    ),
     Flag(("--profile_startup",), "print where the time to the first step goes", commands=("train", "eval", "predict"), options=_SWITCH),
     Flag(
         ("--input",),
@@ -175,7 +189,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 def starts_from_checkpoint(arguments: argparse.Namespace) -> bool:
     """Whether --checkpoint_path means the weights to start from, and not a run to continue or a model to judge."""
-    return arguments.command in ("train", "train_and_eval", "validate") and not arguments.resume
+    return arguments.command in ("train", "train_and_eval", "validate", "compile") and not arguments.resume
 
 
 def _take_device(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -194,12 +208,15 @@ def _checked(arguments: argparse.Namespace, extra: list[str], device: str | None
         parser.error(_unknown(word, parser))
     arguments.device = device
     command = arguments.command
+    doing = {command.removesuffix("_and_eval"), *(["compile"] if vars(arguments).get("compile_only") else [])}
     for flag in FLAGS:
         given = vars(arguments).setdefault(flag.dest, None)
-        if given and command.removesuffix("_and_eval") not in flag.commands:
+        if given and not doing & set(flag.commands):
             parser.error(f"{flag.names[0]} is for {' and '.join(flag.commands)}, not for {command}")
-    if arguments.validate_only:
-        arguments.command = command = "validate"
+    if arguments.validate_only and arguments.compile_only:
+        parser.error("--validate_only and --compile_only: only one thing can be done and nothing else")
+    if arguments.validate_only or arguments.compile_only:
+        arguments.command = command = "validate" if arguments.validate_only else "compile"
     judging = command in ("eval", "predict")
     if arguments.config is None and not (judging and arguments.checkpoint_path):
         instead = ", or the folder of a fine-tuned model with --checkpoint_path" if judging else ""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # T tokens, B sequences, N heads, H head size, D hidden, F feed-forward, C classes, V vocabulary, P positions, S segments
 
-_GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+GELU_FORMS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
 class RandomBits(NamedTuple):
@@ -41,8 +41,10 @@ class RandomBits(NamedTuple):
     stream: np.random.Generator | None = None
 
     @classmethod
-    def from_torch(cls) -> RandomBits:
-        """A stream seeded by torch's own generator, so that torch.manual_seed decides it."""
+    def from_torch(cls, device: torch.device) -> RandomBits:
+        """A stream on a CPU, a key elsewhere, seeded by torch's own generator, so that torch.manual_seed decides it."""
+        if device.type != "cpu":
+            return cls(key=torch.randint(2**32, (2,)).to(device))
         return cls(stream=np.random.Generator(np.random.SFC64(torch.randint(2**62, ()).item())))
 
 
@@ -76,8 +78,8 @@ class BertClassifier(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        if config.hidden_act not in _GELU:
-            raise CheckpointError(f"hidden_act is {config.hidden_act!r}; bertfast computes {', '.join(_GELU)}")
+        if config.hidden_act not in GELU_FORMS:
+            raise CheckpointError(f"hidden_act is {config.hidden_act!r}; bertfast computes {', '.join(GELU_FORMS)}")
         if config.hidden_size % config.num_attention_heads:
             raise CheckpointError(f"hidden_size {config.hidden_size} does not divide into {config.num_attention_heads} attention heads")
         self.config = config
@@ -165,7 +167,7 @@ class BertClassifier(nn.Module):
     def _pack(self, batch: PackedBatch, bits: RandomBits | None) -> _Pack:
         if not self.training:
             return _Pack(batch.cu_seqlens, batch.max_seqlen, None, batch.position_ids, None)
-        bits = bits or RandomBits.from_torch()
+        bits = bits or RandomBits.from_torch(batch.input_ids.device)
         example_ids_T = None
         if bits.key is not None:
             example_ids_T = batch.example_ids.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
@@ -220,7 +222,7 @@ class EncoderLayer(nn.Module):
         self.attention_out = Linear(size, size, bias=False)
         self.attention_norm = DropoutAddLayerNorm(config, site=3 * index + 2)
         self.ffn_up = Linear(size, wide, bias=False)
-        self.gelu = BiasGelu(wide, _GELU[config.hidden_act])
+        self.gelu = BiasGelu(wide, GELU_FORMS[config.hidden_act])
         self.ffn_down = Linear(wide, size, bias=False)
         self.ffn_norm = DropoutAddLayerNorm(config, site=3 * index + 3)
         self.attention_p, self.attention_site = config.attention_probs_dropout_prob, 3 * index + 1

@@ -148,7 +148,7 @@ def test_the_key_that_a_flag_names_exists(flag, capsys):
     assert flag.key in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "validate"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "validate", "compile"])
 def test_help(command, capsys):
     assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out

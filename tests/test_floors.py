@@ -14,11 +14,11 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"bertfast", "errors", "deepspeed_keys"},
     {"config", "atomic", "partition", "packing", "planning", "tasks", "weights", "files", "records", "labels", "synthetic_nli"},
-    {"model", "resolve", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},
+    {"model", "resolve", "architectures", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},
     {"data", "checkpoint", "optim", "metrics", "pretrained", "predictions", "report", "progress"},
     {"engine", "steps", "inputs"},
     {"batches", "keeping", "loading"},
-    {"trainer", "validate", "preflight", "flags"},
+    {"trainer", "validate", "preflight", "flags", "compilation"},
     {"cli", "demo", "__main__"},
 ]
 KNOWS_DEEPSPEED = {"engine"}
@@ -37,7 +37,7 @@ KERNELS_MAY_IMPORT = {
 
 OWN_IMPORTS = {
     "_triton": {"importlib", "os", "threading", "triton"},
-    "compile": {"concurrent", "multiprocessing", "pathlib", "re", "subprocess", "tempfile"},
+    "compile": {"collections", "concurrent", "multiprocessing", "pathlib", "re", "subprocess", "tempfile"},
 }
 
 

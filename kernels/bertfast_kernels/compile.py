@@ -8,11 +8,11 @@ would at that launch, by a driver that only says which GPU it stands for, so wha
 from __future__ import annotations
 
 import functools
-import itertools
 import multiprocessing
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +70,7 @@ class EncoderShape:
     max_seqlen: int = 512
     positions: int = 512
     segments: int = 2
-    num_labels: int = 2
+    num_labels: int | None = 2  # classes of the cross entropy; None where there is none, as for a regression
     gelu: str = "none"
 
     def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -103,23 +103,57 @@ class CompiledKernel:
         return not self.problem
 
 
-def compile_kernels(shape: EncoderShape, targets: list[str], processes: int = 2) -> list[CompiledKernel]:
-    """Compile what `shape` needs for each of `targets` (names in TARGETS) and fill Triton's cache. A kernel that fails to compile is a row with a problem.
+def local_target() -> Target | None:
+    """The GPU of this machine, if torch sees one; of one that TARGETS does not know, the limits are those it tells."""
+    if not torch.cuda.is_available():
+        return None
+    gpu = torch.cuda.get_device_properties(0)
+    if torch.version.hip:
+        name = gpu.gcnArchName.partition(":")[0]
+        return TARGETS.get(name) or replace(TARGETS["gfx942"], name=name, arch=name, warp_size=gpu.warp_size)
+    name = f"sm_{gpu.major}{gpu.minor}"
+    limits = {"shared_memory": gpu.shared_memory_per_block_optin, "register_file": gpu.regs_per_multiprocessor}
+    return TARGETS.get(name) or replace(TARGETS["sm_80"], name=name, arch=10 * gpu.major + gpu.minor, **limits)
+
+
+def compile_kernels(
+    shapes: EncoderShape | Sequence[EncoderShape],
+    targets: Sequence[str | Target],
+    processes: int = 2,
+    on_row: Callable[[int, int], None] = lambda done, total: None,
+) -> list[CompiledKernel]:
+    """Compile what `shapes` need for each of `targets` (names in TARGETS, or GPUs) and fill Triton's cache; what two shapes share is compiled once.
+
+    A kernel that fails to compile is a row with a problem. on_row(done, total) is called after each.
 
     Raises:
         RuntimeError: Triton is missing, or its interpreter is on.
         ValueError: an unknown target.
     """
-    unknown = [name for name in targets if name not in TARGETS]
+    unknown = [name for name in targets if isinstance(name, str) and name not in TARGETS]
     if unknown:
         raise ValueError(f"target is {unknown[0]!r}; it must be one of {', '.join(TARGETS)}")
     if not HAS_TRITON or is_interpreting():
         raise RuntimeError("kernels are compiled by Triton, with TRITON_INTERPRET unset" if HAS_TRITON else "Triton is not installed")
-    work = list(itertools.product(targets, range(len(launches_of(shape)))))
+    shapes = [shapes] if isinstance(shapes, EncoderShape) else shapes
+    distinct: dict[tuple, tuple[EncoderShape, int]] = {}
+    for shape in shapes:
+        for index, launch in enumerate(launches_of(shape)):
+            distinct.setdefault(_identity(launch), (shape, index))
+    gpus = [TARGETS[target] if isinstance(target, str) else target for target in targets]
+    work = [(shape, gpu, index) for gpu in gpus for shape, index in distinct.values()]
     if processes == 1:
-        return [_compile_one(shape, *item) for item in work]
+        return _counted((_compile_one(*item) for item in work), len(work), on_row)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(_compile_one, itertools.repeat(shape), *zip(*work, strict=True), chunksize=1))
+        return _counted(pool.map(_compile_one, *zip(*work, strict=True), chunksize=1), len(work), on_row)
+
+
+def _counted(rows: Iterable[CompiledKernel], total: int, on_row: Callable[[int, int], None]) -> list[CompiledKernel]:
+    found = []
+    for row in rows:
+        found.append(row)
+        on_row(len(found), total)
+    return found
 
 
 @functools.cache
@@ -130,19 +164,22 @@ def launches_of(shape: EncoderShape) -> tuple[Launch, ...]:
 
 
 def _identity(launch: Launch) -> tuple:
-    args = tuple(str(arg.dtype) if isinstance(arg, torch.Tensor) else "None" if arg is None else type(arg).__name__ for arg in launch.args)
-    return launch.kernel.__name__, args, tuple(sorted(launch.options.items()))
+    """What tells one compilation from another: of whole numbers, what Triton may specialise on."""
+    kinds = [str(arg.dtype) if isinstance(arg, torch.Tensor) else type(arg).__name__ for arg in launch.args]
+    numbers = [(arg == 1, arg % 16 == 0) for arg in launch.args if isinstance(arg, int)]
+    return launch.kernel.__name__, *kinds, *numbers, *sorted(launch.options.items())
 
 
-def _compile_one(shape: EncoderShape, target_name: str, index: int) -> CompiledKernel:
-    target, launch = TARGETS[target_name], launches_of(shape)[index]
+def _compile_one(shape: EncoderShape, target: Target, index: int) -> CompiledKernel:
+    launch = launches_of(shape)[index]
     constexprs = {name: value for name, value in launch.options.items() if name not in ("num_warps", "num_stages")}
-    dtype = next((arg.dtype for arg in launch.args if isinstance(arg, torch.Tensor)), None)
+    floats = [arg.dtype for arg in launch.args if isinstance(arg, torch.Tensor) and arg.is_floating_point()]
+    dtype = min(floats, key=lambda dtype: dtype.itemsize)
     row = CompiledKernel(
         launch.kernel.__name__.strip("_").removesuffix("_kernel"),
         str(dtype).removeprefix("torch."),
         " ".join(f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in constexprs.items()),
-        target_name,
+        target.name,
         launch.options.get("num_warps", 4),
         registers=0,
         shared_memory=0,

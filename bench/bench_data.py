@@ -11,10 +11,8 @@ and then with the cache that the run before it left. A row holds quartiles.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -23,40 +21,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from bench.harness import ROOT, provenance, quartiles, write_row
 from bertfast.config import InputConfig
 from bertfast.data import RawSplit, encode, load_split
 from bertfast.tokenizing import tokenise
 
-ROOT = Path(__file__).resolve().parent.parent
 LENGTH = 128
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "pyarrow", "deepspeed")
 _STAGE = re.compile(r"^ *(\d+\.\d+) s  (.+)$")
-
-
-def provenance() -> dict[str, Any]:
-    """Where numbers come from: device, versions, commit and command."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        model = names[0] if names else model
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True).stdout.strip()
-    return {
-        "device": f"{model}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
-        "commit": f"{commit}-dirty" if changed else commit,
-        "command": shlex.join(["python", "-m", "bench.bench_data", *(Path(word).name for word in sys.argv[1:])]),  # folders by name alone
-    }
-
-
-def quartiles(values: list[float]) -> list[float]:
-    """25 %, median, 75 %."""
-    return [round(float(value), 3) for value in np.percentile(values, [25, 50, 75])]
 
 
 def measure_tokenising(data: Path, checkpoint: str, rows: int | None, repeats: int) -> list[dict]:
@@ -158,11 +131,8 @@ def main() -> None:
     sources = (arguments.data, arguments.checkpoint, arguments.rows, arguments.repeats)
     for measure in (measure_tokenising, measure_startup):
         for row in measure(*sources):
-            row |= {"checkpoint": Path(arguments.checkpoint).name, **provenance()}
-            print(json.dumps(row), flush=True)
-            if arguments.output:
-                with open(arguments.output, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+            row |= {"checkpoint": Path(arguments.checkpoint).name, **provenance("bench.bench_data", PACKAGES)}
+            write_row(row, arguments.output)
 
 
 if __name__ == "__main__":

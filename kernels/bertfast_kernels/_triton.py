@@ -50,15 +50,17 @@ class _Kernel:
 
 tl = _Language()
 _kernels: list[_Kernel] = []
+_loaded = False
 _loading = threading.Lock()
 
 
 def jit(function=None, **options):
-    """`triton.jit`, later."""
+    """`triton.jit`, as soon as Triton is loaded."""
     if function is None:
         return lambda function: jit(function, **options)
-    _kernels.append(_Kernel(function, options))
-    return _kernels[-1]
+    kernel = _Kernel(function, options)
+    _kernels.append(kernel)
+    return jitted(kernel) if _loaded else kernel
 
 
 def load_triton():
@@ -71,12 +73,13 @@ def load_triton():
         return _load()
 
 
-@functools.cache
 def _load():
-    global tl, jit
+    global tl, _loaded
     import triton
     import triton.language
 
+    if _loaded:
+        return triton
     for kernel in _kernels:
         kernel.jitted = triton.jit(**kernel.options)(kernel.function)
     for namespace in {id(kernel.function.__globals__): kernel.function.__globals__ for kernel in _kernels}.values():
@@ -87,7 +90,7 @@ def _load():
                 namespace[name] = triton.language.constexpr(value.value)
             elif isinstance(value, _Language):
                 namespace[name] = triton.language
-    tl, jit = triton.language, triton.jit
+    tl, _loaded = triton.language, True
     return triton
 
 
@@ -95,7 +98,9 @@ def jitted(kernel):
     """The kernel as Triton knows it."""
     if not isinstance(kernel, _Kernel):
         return kernel
-    load_triton()
+    triton = load_triton()
+    if kernel.jitted is None:  # decorated after Triton was loaded
+        kernel.jitted = triton.jit(**kernel.options)(kernel.function)
     return kernel.jitted
 
 

@@ -1,5 +1,6 @@
 """cross_entropy's kernels against float64 and against torch in the same precision."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -45,6 +46,28 @@ def test_loss_and_gradient(device, rows, classes, dtype):
 def test_awkward_values(device, dtype, scale):
     logits, labels = make(6, 50, device)
     assert_op(lambda x: cross_entropy(x, labels), [logits / logits.abs().max() * scale], dtype)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 337)], ids=["few-classes", "many-classes"])
+def test_large_logits_keep_the_last_digits_of_small_probabilities(device, shape):
+    logits, labels = make(*shape, device, scale=100.0)
+    assert_op(lambda x: cross_entropy(x, labels), [logits], torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("margin", [5.0, 12.0, 25.0, 80.0])
+def test_a_row_that_is_all_but_certain(device, margin, dtype):
+    """1 - p of the label is as small as exp(-margin), and is right to all of its digits all the same: torch's own has none left from 17 on."""
+    logits = torch.tensor([[0.0, margin, 0.5]], device=device, dtype=dtype)
+    leaf = logits.clone().requires_grad_()
+    loss = cross_entropy(leaf, torch.tensor([1], device=device))
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    x = logits[0].double().cpu().numpy()
+    odds = np.exp(x[[0, 2]] - x[1])
+    assert loss.item() == pytest.approx(np.log1p(odds.sum()), rel=2e-6)
+    truth = np.array([odds[0], -odds.sum(), odds[1]]) / (1 + odds.sum())
+    tiny = 1e-37 if dtype != torch.float16 else 1e-7  # of which float16 has no digits
+    np.testing.assert_allclose(gradient[0].double().cpu(), truth, rtol=8e-3 if dtype != torch.float32 else 2e-6, atol=tiny)
 
 
 @pytest.mark.parametrize("label_dtype", [torch.int32, torch.int64])
@@ -100,7 +123,7 @@ def test_the_loss_scale_is_folded_in_before_rounding(device):
 )
 def test_any_shape(device, rows, classes, dtype, scale):
     logits, labels = make(rows, classes, device, 10.0**scale, seed=rows)
-    assert_op(lambda x: cross_entropy(x, labels), [logits], dtype)
+    assert_op(lambda x: cross_entropy(x, labels), [logits], dtype, least=1e-8)
 
 
 def test_the_same_bits_every_time(device):

@@ -44,5 +44,6 @@ def bias_gelu(x_TF, bias_F, approximate: str = "none") -> torch.Tensor:
 
 
 def cross_entropy(logits_BC, labels_B, ignore_index: int = -100) -> torch.Tensor:
-    """The sum (not the mean) over B of -log softmax(logits)[label], a float32 scalar; rows labelled ignore_index count nothing."""
-    return F.cross_entropy(logits_BC.float(), labels_B.long(), ignore_index=ignore_index, reduction="sum")
+    """The sum (not the mean) over B of -log softmax(logits)[label]; rows labelled ignore_index count nothing. A float32 scalar (float64 for float64)."""
+    logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
+    return F.cross_entropy(logits_BC, labels_B.long(), ignore_index=ignore_index, reduction="sum")

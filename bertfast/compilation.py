@@ -44,10 +44,10 @@ def encoder_of(config: Config) -> Encoder:
     bert, source = config_of_checkpoint(model_folder(block.model.checkpoint))
     if bert.hidden_act not in GELU_FORMS:
         raise CheckpointError(f"{source}: hidden_act is {bert.hidden_act!r}; bertfast computes {', '.join(GELU_FORMS)}")
-    rates = (
-        (block.model.hidden_dropout_prob, bert.hidden_dropout_prob),
-        (block.model.attention_probs_dropout_prob, bert.attention_probs_dropout_prob),
-    )
+    dropouts = [
+        bert.hidden_dropout_prob if block.model.hidden_dropout_prob is None else block.model.hidden_dropout_prob,
+        bert.attention_probs_dropout_prob if block.model.attention_probs_dropout_prob is None else block.model.attention_probs_dropout_prob,
+    ]
     task = get_task(block.task)
     num_labels = task.num_labels if task.is_complete else bert.num_labels
     lengths = [part.max_sequence_length for part in (block.train_input, block.eval_input) if part is not None]
@@ -59,7 +59,8 @@ def encoder_of(config: Config) -> Encoder:
         head_size=bert.hidden_size // bert.num_attention_heads,
         vocab=bert.vocab_size,
         dtype=_DTYPES[precision],
-        dropout=max(own if given is None else given for given, own in rates),
+        dropout=max(dropouts),
+        trains_without_dropout=min(dropouts) == 0.0,
         max_seqlen=min(max(lengths, default=bert.max_position_embeddings), bert.max_position_embeddings),
         positions=bert.max_position_embeddings,
         segments=bert.type_vocab_size,

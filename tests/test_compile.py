@@ -67,9 +67,13 @@ def test_a_second_time_comes_from_the_cache(compiled):
 
 
 def test_each_compilation_once():
-    names = [launch.kernel.__name__ for launch in launches_of(EncoderShape(dropout=0.0))]
-    assert len(names) < len([launch.kernel.__name__ for launch in launches_of(EncoderShape())])
-    assert names.count("_embedding_forward_kernel") == 1
+    def dropouts(kernel, **change):
+        launches = launches_of(dataclasses.replace(EncoderShape(), **change))
+        return [launch.options["DROPOUT"] for launch in launches if launch.kernel.__name__ == f"_embedding_{kernel}_kernel"]
+
+    assert dropouts("forward") == [False, True] and dropouts("backward") == [True]
+    assert dropouts("forward", dropout=0.0) == dropouts("backward", dropout=0.0) == [False]
+    assert dropouts("backward", trains_without_dropout=True) == [False, True]
 
 
 def test_no_kernel_is_specialised_on_a_number():

@@ -14,6 +14,7 @@ LENGTHS = [
     pytest.param([5], id="one-sequence"),
     pytest.param([1, 1, 1], id="lone-tokens"),
     pytest.param([1, 40, 3], id="lone-token-beside-a-long-one"),
+    pytest.param([0, 3, 0, 0, 5, 0], id="sequences-of-no-token"),
     pytest.param([4, 4, 7, 7, 7, 9], id="runs-of-equal-length"),
     pytest.param([9, 4, 9, 4], id="unsorted"),
     pytest.param([300, 2], id="probabilities-recomputed"),
@@ -52,7 +53,7 @@ def test_attention_and_its_gradient(lengths, head_size):
     assert (gradient - true_gradient).abs().max() < FLOAT64
 
 
-@pytest.mark.parametrize("lengths", LENGTHS[:5])
+@pytest.mark.parametrize("lengths", LENGTHS[:6])
 def test_attention_with_keyed_dropout_and_its_gradient(lengths):
     torch.manual_seed(0)
     heads, size = 3, 8
@@ -97,6 +98,21 @@ def test_cls_attention_equals_the_first_rows(keyed):
     assert (ours - truth).abs().max() < FLOAT64
     gradients = [torch.autograd.grad(out.square().sum(), qkv)[0] for out in (ours, truth)]
     assert (gradients[0] - gradients[1]).abs().max() < FLOAT64
+
+
+def test_tokens_of_no_sequence_get_zeros_and_give_nothing():
+    torch.manual_seed(0)
+    lengths, tail = [3, 0, 5], 2
+    example = torch.tensor([0, 0, 0, 2, 2, 2, 2, 2, 9, 9])
+    dropout = Dropout(0.3, 1, torch.tensor([3, 4]), example, None)
+    qkv = torch.randn(sum(lengths) + tail, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    q = torch.randn(len(lengths), 2, 4, dtype=torch.float64, requires_grad=True)
+    out = varlen_attention(qkv, cu(lengths), 5, dropout)
+    cls = varlen_cls_attention(q, qkv[:, 1:], cu(lengths), 5, dropout)
+    assert (out[-tail:] == 0).all() and (cls[1] == 0).all() and torch.isfinite(out).all()
+    assert (torch.autograd.grad(out.sum() + cls.sum(), qkv)[0][-tail:] == 0).all()
+    assert torch.autograd.gradcheck(lambda x: varlen_attention(x, cu(lengths), 5, dropout), qkv)
+    assert torch.autograd.gradcheck(lambda q, x: varlen_cls_attention(q, x[:, 1:], cu(lengths), 5, dropout), (q, qkv))
 
 
 def test_philox_gives_the_published_numbers():

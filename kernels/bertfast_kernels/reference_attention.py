@@ -56,21 +56,19 @@ class Products:
 
     def __init__(self, chunks: list[list[Run]], n_heads: int, cls_only: bool):
         runs = [run for chunk in chunks for run in chunk]
-        self.query_shapes = [(run.n * n_heads, 1 if cls_only else run.length, -1) for run in runs]
-        self.key_shapes = [(run.n * n_heads, run.length, -1) for run in runs]
-        self.score_shapes = [
-            (batch, queries, keys) for (batch, queries, _), (_, keys, _) in zip(self.query_shapes, self.key_shapes, strict=True)
-        ]
-        self.query_rows = [batch * queries for batch, queries, _ in self.query_shapes]
-        self.key_rows = [batch * keys for batch, keys, _ in self.key_shapes]
+        self.query_shapes = [(run.n * n_heads, 1 if cls_only else run.length) for run in runs]
+        self.key_shapes = [(run.n * n_heads, run.length) for run in runs]
+        self.score_shapes = [(batch, queries, keys) for (batch, queries), (_, keys) in zip(self.query_shapes, self.key_shapes, strict=True)]
+        self.query_rows = [batch * queries for batch, queries in self.query_shapes]
+        self.key_rows = [batch * keys for batch, keys in self.key_shapes]
 
     def queries(self, x_RH: torch.Tensor) -> list[torch.Tensor]:
         """[R, H], a row a query -> [nN, Q, H] of each run, views all."""
-        return [part.view(shape) for part, shape in zip(x_RH.split(self.query_rows), self.query_shapes, strict=True)]
+        return [part.view(*shape, part.shape[1]) for part, shape in zip(x_RH.split(self.query_rows), self.query_shapes, strict=True)]
 
     def keys(self, x_RH: torch.Tensor) -> list[torch.Tensor]:
         """[R, H], a row a key -> [nN, L, H] of each run, views all."""
-        return [part.view(shape) for part, shape in zip(x_RH.split(self.key_rows), self.key_shapes, strict=True)]
+        return [part.view(*shape, part.shape[1]) for part, shape in zip(x_RH.split(self.key_rows), self.key_shapes, strict=True)]
 
     def scores(self, x_S: torch.Tensor, runs: slice) -> list[torch.Tensor]:
         """[S] of a chunk -> [nN, Q, L] of each of its runs, views all."""
@@ -256,10 +254,12 @@ def _mask(dropout: Dropout, layout: Layout, runs: slice, shapes: list[tuple[int,
     all_runs = [run for chunk in layout.chunks for run in chunk]
     masks = []
     for run, (_, queries, keys) in zip(all_runs[runs], shapes, strict=True):
+        if keys == 0:
+            continue
         example = dropout.example_ids[run.token : run.token + run.n * keys : keys].view(run.n, 1, 1)
         head, query = arange(layout.n_heads, 1, -1, 1), arange(queries, 1, 1, -1)
         masks.append(keyed_mask(dropout, example, query, keys, plane=head).flatten())
-    return torch.cat(masks).to(probs_S.dtype)
+    return torch.cat(masks).to(probs_S.dtype) if masks else torch.empty_like(probs_S)
 
 
 def _numbered(runs: slice, *views: list[torch.Tensor]):

@@ -19,5 +19,5 @@ lint: .venv/installed
 	rm -f $@
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --constraint constraints.txt pip setuptools wheel
-	.venv/bin/python -m pip install --constraint constraints.txt --build-constraint constraints.txt --editable '.[test,bench]'
+	.venv/bin/python -m pip install --constraint constraints.txt --build-constraint constraints.txt --editable '.[test,bench,export]'
 	touch $@

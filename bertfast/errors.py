@@ -32,3 +32,13 @@ class Terminated(BertfastError):
     """SIGTERM arrived; the training state was saved before leaving."""
 
     exit_code = 143
+
+
+class ExportError(BertfastError):
+    """A graph, a bundle or an ONNX Runtime that cannot be used."""
+
+
+class VerificationError(BertfastError):
+    """An exported model does not behave like the model it was made from; the message names the failing case."""
+
+    exit_code = 4

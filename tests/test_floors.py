@@ -81,10 +81,19 @@ def test_kernels_know_tensors_only():
         assert packages <= KERNELS_MAY_IMPORT | own, path.name
 
 
+def test_the_exporter_stands_below_the_command_line_alone():
+    above = {"bertfast.cli", "bertfast.flags", "bertfast.demo", "bertfast.__main__", "deepspeed"}
+    for path in (ROOT / "export" / "bertfast_export").glob("*.py"):
+        assert not imports_of(path) & above, path.name
+    for path in modules():
+        if path.stem not in ("cli", "demo"):
+            assert not {name for name in imports_of(path) if name.startswith("bertfast_export")}, path.name
+
+
 def test_light_imports():
     code = "import bertfast, bertfast.config, bertfast.cli, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "transformers", "datasets", "deepspeed", "torchmetrics"} & set(loaded)
+    assert not {"torch", "transformers", "datasets", "deepspeed", "torchmetrics", "onnx", "onnxruntime"} & set(loaded)
 
 
 def test_the_root_offers_no_package_called_kernels():

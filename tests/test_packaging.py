@@ -61,8 +61,8 @@ def site(wheel, tmp_path_factory) -> Path:
 
 
 def test_top_level_names(names):
-    offered = {"bertfast", "bertfast_kernels"} | ({"bertfast_export"} if (ROOT / "export" / "bertfast_export").exists() else set())
-    assert {name.partition("/")[0] for name in names} == {*offered, f"bertfast-{__version__}.dist-info"}
+    offered = {"bertfast", "bertfast_kernels", "bertfast_export", f"bertfast-{__version__}.dist-info"}
+    assert {name.partition("/")[0] for name in names} == offered
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,7 @@ def test_top_level_names(names):
     [
         pytest.param("bertfast", "bertfast", id="bertfast"),
         pytest.param("kernels/bertfast_kernels", "bertfast_kernels", id="kernels"),
+        pytest.param("export/bertfast_export", "bertfast_export", id="export"),
         pytest.param("configs", "bertfast/configs", id="configs"),
     ],
 )

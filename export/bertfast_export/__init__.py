@@ -1,0 +1,1 @@
+"""ONNX classifiers that are verified before anyone can deploy them."""

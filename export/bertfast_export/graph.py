@@ -1,0 +1,186 @@
+"""Model -> ONNX graph, written directly from the weights.
+
+A BERT classifier is one page of operators, so the graph is written, not traced: it is the same, byte for byte, whatever version of torch or
+transformers is installed; nothing has to be found again by a pattern matcher that may miss it; and one skeleton carries the portable, the
+fused and the quantized graph, which differ in the operators of `Operators` alone. Whether it is right is not taken on trust: `verify` holds
+every file against transformers' own model.
+
+What the graph computes is what transformers' BertForSequenceClassification computes with eager attention, for any mask: the position of a
+token is its column, the pooled token is column 0, a column whose mask is 0 is attended to by nobody. A row with no token at all attends to
+all its columns equally, as it does there: its logits are finite, mean nothing, and depend on how wide the row is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto
+
+from bertfast_export.writer import DEFAULT_OPSET, GraphWriter
+
+if TYPE_CHECKING:
+    import onnx
+    from transformers import BertConfig
+
+    from bertfast.model import BertClassifier
+
+# B batch, S sequence, N heads, H head size, D hidden, F feed-forward, C classes
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+OUTPUT = "logits"
+INTEGERS = {"int64": TensorProto.INT64, "int32": TensorProto.INT32}
+# Added to the score of a column that is masked. Any score vanishes beside it, so a row with no token attends to all columns equally.
+MASKED = float(np.finfo(np.float32).min)
+_TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
+
+
+class Network:
+    """A classifier's config and weights as numpy arrays: products as [inputs, outputs], all else as the model has it; float32."""
+
+    def __init__(self, config: BertConfig, weights: Mapping[str, np.ndarray]):
+        self.config = config
+        self.weights = weights
+
+    @classmethod
+    def of(cls, model: BertClassifier) -> Network:
+        """The network of a model in memory."""
+        products = (".qkv.weight", ".attention_out.weight", ".ffn_up.weight", ".ffn_down.weight", "pooler.weight", "classifier.weight")
+        weights = {}
+        for name, tensor in model.state_dict().items():
+            array = tensor.detach().float().cpu().numpy()
+            weights[name] = np.ascontiguousarray(array.T) if name.endswith(products) else array
+        return cls(model.config, weights)
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def head_size(self) -> int:
+        return self.config.hidden_size // self.config.num_attention_heads
+
+    @property
+    def gelu_is_tanh(self) -> bool:
+        return self.config.hidden_act in _TANH_GELU
+
+    def bias_of(self, product: str) -> str:
+        """The weight that holds a product's bias: with us it belongs to the operator that adds it."""
+        layer, _, part = product.rpartition(".")
+        return {
+            "attention_out": f"{layer}.attention_norm.x_bias",
+            "ffn_up": f"{layer}.gelu.bias",
+            "ffn_down": f"{layer}.ffn_norm.x_bias",
+        }.get(part, f"{product}.bias")
+
+
+class Operators:
+    """How each part of the network is written; the portable form: standard operators, float32. Every method gives the name of its output."""
+
+    def __init__(self, network: Network, opset: int = DEFAULT_OPSET):
+        self.network = network
+        self.config = network.config
+        self.graph = GraphWriter(opset)
+
+    def weight(self, name: str) -> str:
+        return self.graph.weight(name, self.network.weights[name])
+
+    def constant(self, name: str, values, dtype=np.float32) -> str:
+        return self.graph.weight(name, np.asarray(values, dtype=dtype))
+
+    def mask(self, mask: str) -> str:
+        """[B, S] of ones and zeros -> what `attention` wants: [B, 1, 1, S] to add to the scores."""
+        is_token = self.graph.add("Cast", [mask], "mask.is_token", to=TensorProto.BOOL)
+        bias = self.graph.add("Where", [is_token, self.constant("zero", 0.0), self.constant("masked", MASKED)], "mask.bias")
+        return self.graph.add("Unsqueeze", [bias, self.constant("mask.axes", [1, 2], np.int64)], "mask.broadcast")
+
+    def embeddings(self, input_ids: str, token_type_ids: str) -> str:
+        """Ids [B, S] -> [B, S, D]."""
+        add = self.graph.add
+        words = add("Gather", [self.weight("embeddings.word"), input_ids], "embeddings.words")
+        segments = add("Gather", [self.weight("embeddings.segment"), token_type_ids], "embeddings.segments")
+        width = add("Shape", [input_ids], "embeddings.width", start=1, end=2)
+        bounds = [self.constant("embeddings.begin", [0], np.int64), width]
+        positions = add("Slice", [self.weight("embeddings.position"), *bounds], "embeddings.positions")
+        summed = add("Add", [add("Add", [words, segments], "embeddings.words_and_segments"), positions], "embeddings.sum")
+        return self.layer_norm(summed, "embeddings", "embeddings.norm")
+
+    def layer_norm(self, x: str, weights: str, name: str) -> str:
+        parts = [x, self.weight(f"{weights}.weight"), self.weight(f"{weights}.bias")]
+        return self.graph.add("LayerNormalization", parts, name, axis=-1, epsilon=self.config.layer_norm_eps)
+
+    def product(self, x: str, name: str) -> str:
+        """x times the weights `name`, without their bias."""
+        return self.graph.add("MatMul", [x, self.weight(f"{name}.weight")], name)
+
+    def attention(self, x: str, mask: str, name: str) -> str:
+        """Self-attention [B, S, D] -> [B, S, D], from the projection of queries, keys and values to the heads side by side."""
+        add, heads = self.graph.add, self.config.num_attention_heads
+        qkv = add("Add", [self.product(x, name), self.weight(self.network.bias_of(name))], f"{name}.biased")
+        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+        add("Split", [qkv], f"{name}.split", parts, axis=-1, num_outputs=3)
+        split = self.constant("heads.split", [0, 0, heads, self.network.head_size], np.int64)
+        query, key, value = (
+            add("Transpose", [add("Reshape", [part, split], f"{part}.heads")], f"{part}.turned", perm=order)
+            for part, order in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+        )
+        scaled = add("Mul", [query, self.constant("heads.scale", self.network.head_size**-0.5)], f"{name}.scaled")
+        scores = add("Add", [add("MatMul", [scaled, key], f"{name}.scores"), mask], f"{name}.masked")
+        shares = add("Softmax", [scores], f"{name}.shares", axis=-1)
+        turned = add("Transpose", [add("MatMul", [shares, value], f"{name}.mixed")], f"{name}.turned", perm=[0, 2, 1, 3])
+        return add("Reshape", [turned, self.constant("heads.join", [0, 0, self.config.hidden_size], np.int64)], f"{name}.joined")
+
+    def add_norm(self, x: str, residual: str, name: str) -> str:
+        """LayerNorm(x + bias + residual)."""
+        biased = self.graph.add("Add", [x, self.weight(f"{name}.x_bias")], f"{name}.biased")
+        return self.layer_norm(self.graph.add("Add", [biased, residual], f"{name}.sum"), name, name)
+
+    def bias_gelu(self, x: str, name: str) -> str:
+        """gelu(x + bias); before opset 20 there is no Gelu operator."""
+        add = self.graph.add
+        x = add("Add", [x, self.weight(f"{name}.bias")], f"{name}.biased")
+        if self.graph.opset >= 20:
+            return add("Gelu", [x], name, approximate="tanh" if self.network.gelu_is_tanh else "none")
+        if self.network.gelu_is_tanh:
+            cube = add("Mul", [add("Mul", [x, x], f"{name}.square"), x], f"{name}.cube")
+            inner = add("Add", [x, add("Mul", [cube, self.constant("gelu.cubic", 0.044715)], f"{name}.cubic")], f"{name}.inner")
+            curve = add("Tanh", [add("Mul", [inner, self.constant("gelu.slope", np.sqrt(2 / np.pi))], f"{name}.scaled")], f"{name}.tanh")
+        else:
+            curve = add("Erf", [add("Mul", [x, self.constant("gelu.slope", np.sqrt(0.5))], f"{name}.scaled")], f"{name}.erf")
+        share = add("Add", [curve, self.constant("one", 1.0)], f"{name}.share")
+        return add("Mul", [add("Mul", [x, self.constant("half", 0.5)], f"{name}.half"), share], name)
+
+    def first_token(self, x: str) -> str:
+        """[B, S, D] -> [B, D], of column 0."""
+        return self.graph.add("Gather", [x, self.constant("first", 0, np.int64)], "first_token", axis=1)
+
+    def head(self, cls: str, name: str = OUTPUT) -> str:
+        """[B, D] -> logits [B, C]."""
+        pooled = self.graph.add("Gemm", [cls, self.weight("pooler.weight"), self.weight("pooler.bias")], "pooler")
+        pooled = self.graph.add("Tanh", [pooled], "pooler.tanh")
+        return self.graph.add("Gemm", [pooled, self.weight("classifier.weight"), self.weight("classifier.bias")], name)
+
+
+def write_network(operators: Operators, integers: str = "int64", metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+    """The whole network, written with these operators. integers: "int64" or "int32", the type of the inputs."""
+    input_ids, mask, token_type_ids = INPUTS
+    mask = operators.mask(mask)
+    x = operators.embeddings(input_ids, token_type_ids)
+    last = operators.network.num_layers - 1
+    for index in range(last + 1):
+        layer = f"layers.{index}"
+        heads = operators.attention(x, mask, f"{layer}.qkv")
+        x = operators.add_norm(operators.product(heads, f"{layer}.attention_out"), x, f"{layer}.attention_norm")
+        if index == last:
+            x = operators.first_token(x)  # nothing reads the other columns of the last feed-forward block
+        wide = operators.bias_gelu(operators.product(x, f"{layer}.ffn_up"), f"{layer}.gelu")
+        x = operators.add_norm(operators.product(wide, f"{layer}.ffn_down"), x, f"{layer}.ffn_norm")
+    logits = operators.head(x)
+    kinds = dict.fromkeys(INPUTS, INTEGERS[integers])
+    return operators.graph.model(kinds, logits, operators.config.num_labels, metadata or {})
+
+
+def portable_graph(network: Network, opset: int = DEFAULT_OPSET, integers: str = "int64", metadata: Mapping[str, str] | None = None):
+    """model.onnx: standard operators alone."""
+    return write_network(Operators(network, opset), integers, metadata)

@@ -24,10 +24,7 @@ class GraphWriter:
     """Nodes and weights of one graph. `opset` is that of the standard operators."""
 
     def __init__(self, opset: int = DEFAULT_OPSET):
-        if opset not in IR_VERSIONS:
-            raise ConfigError(
-                f"opset {opset}: bertfast writes opsets {min(IR_VERSIONS)} to {max(IR_VERSIONS)}; {DEFAULT_OPSET} is the usual one"
-            )
+        check_opset(opset)
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, onnx.TensorProto] = {}
@@ -62,6 +59,13 @@ class GraphWriter:
         for key, value in metadata.items():
             model.metadata_props.add(key=key, value=value)
         return model
+
+
+def check_opset(opset: int) -> None:
+    """Raise ConfigError for an opset that is not written."""
+    if opset not in IR_VERSIONS:
+        known = f"{min(IR_VERSIONS)} to {max(IR_VERSIONS)}"
+        raise ConfigError(f"opset {opset}: bertfast writes opsets {known}; {DEFAULT_OPSET} is the usual one")
 
 
 def count_operators(model: onnx.ModelProto) -> dict[str, int]:

@@ -1,0 +1,99 @@
+"""ONNX Runtime sessions: opened on the provider that was asked for, or not at all, with the fix named."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bertfast.errors import ExportError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnxruntime
+
+CPU = "CPUExecutionProvider"
+_WHEELS = ("onnxruntime", "onnxruntime-gpu")
+_CUDA = ((27, "CUDA 13"), (19, "CUDA 12"), (0, "CUDA 11"))  # what onnxruntime-gpu 1.x from PyPI is built for, from which x on
+
+
+def check_wheels() -> None:
+    """Raise where no onnxruntime is installed, or two are: they share one import name and overwrite each other's files."""
+    found = [name for name in _WHEELS if _version(name)]
+    if not found:
+        raise ExportError("onnxruntime is not installed; for a CPU: pip install 'bertfast[export]'")
+    if len(found) > 1:
+        raise ExportError(
+            "onnxruntime and onnxruntime-gpu are both installed, and each overwrites the other's files: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one that is wanted"
+        )
+
+
+def check_onnx() -> None:
+    """Raise where graphs cannot be written, for want of onnx."""
+    if not _version("onnx"):
+        raise ExportError("onnx is not installed; writing a graph needs it: pip install 'bertfast[export]'")
+
+
+def open_session(
+    model: str | Path | bytes, providers: Sequence[str] | None = None, threads: int | None = None
+) -> onnxruntime.InferenceSession:
+    """A session on the first of `providers` (left out: the CPU).
+
+    threads: of the CPU within an operator; left out, onnxruntime's own choice, one a core.
+
+    Raises:
+        ExportError: the file cannot be read, or the provider is not there; with what to do.
+    """
+    check_wheels()
+    import onnxruntime
+
+    wanted = list(providers or [CPU])
+    if missing := [name for name in wanted if name not in onnxruntime.get_available_providers()]:
+        raise ExportError(_advice(missing[0], onnxruntime))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    source = model if isinstance(model, bytes) else str(model)
+    name = "a graph in memory" if isinstance(model, bytes) else str(model)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=wanted)
+    except Exception as error:  # onnxruntime's errors share no base class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"{name}: onnxruntime {onnxruntime.__version__} cannot open it ({reason})") from None
+    if wanted[0] != CPU and session.get_providers()[0] != wanted[0]:  # it falls back to the CPU with a warning in the log, no more
+        raise ExportError(f"{wanted[0]} could not be started. {_advice(wanted[0], onnxruntime)}")
+    return session
+
+
+def input_types(session: onnxruntime.InferenceSession) -> dict[str, type[np.integer]]:
+    """The integer type of each input."""
+    import numpy as np
+
+    return {value.name: np.int32 if value.type == "tensor(int32)" else np.int64 for value in session.get_inputs()}
+
+
+def _advice(provider: str, onnxruntime) -> str:
+    version, available = onnxruntime.__version__, ", ".join(onnxruntime.get_available_providers())
+    if provider != "CUDAExecutionProvider":
+        return f"onnxruntime {version} has no {provider}; it has {available}"
+    minor = int(version.split(".")[1])
+    cuda = next(name for since, name in _CUDA if minor >= since)
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return (
+            f"onnxruntime {version} is the CPU's wheel (it has {available}): pip uninstall -y onnxruntime, then "
+            f"pip install 'onnxruntime-gpu[cuda,cudnn]', which from 1.27 on wants CUDA 13, before that CUDA 12"
+        )
+    return (
+        f"onnxruntime-gpu {version} wants the libraries of {cuda} and cuDNN 9: pip install 'onnxruntime-gpu[cuda,cudnn]=={version}', and call "
+        "onnxruntime.preload_dlls(), or take a version that fits the CUDA of this machine"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

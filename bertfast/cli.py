@@ -1,4 +1,4 @@
-"""The command line: `bertfast train | eval | predict | validate | compile`, and `launch`, which `deepspeed launch.py` starts on every rank.
+"""The command line: `bertfast train | eval | predict | validate | compile | export | verify`; `launch` is what `deepspeed launch.py` starts on every rank.
 
 What is heavy is imported by the command that needs it, once its config is known to be good: a bad flag or key is answered at once.
 """
@@ -61,11 +61,16 @@ def _train(arguments: Namespace) -> int:
     if arguments.command == "train_and_eval" and config.bertfast.eval_input is None:
         raise ConfigError(f"{_name(config)}: there is no bertfast.eval_input, which --mode train_and_eval needs")
     check_monitors(config.deepspeed)
+    export = config.bertfast.export
+    if export is not None:
+        exporter().check()  # before the training, not after it
     results = _trainer(arguments, config).fit()
     if rank() == 0:
         _print_metrics(results.get("metrics", {}))
         folder = Path(config.bertfast.run.model_dir)
         print(f"model: {folder / 'model'}; figures: {folder / 'results.json'}", file=sys.stderr)
+        if export is not None:
+            exporter().export_after_training(config.bertfast, _tell_progress)
     return 0
 
 
@@ -80,6 +85,8 @@ def _evaluate(arguments: Namespace) -> int:
 
 
 def _predict(arguments: Namespace) -> int:
+    if arguments.onnx is not None:
+        return _predict_onnx(arguments)
     config = _load(arguments)
     folder = _model_folder(arguments, config)
 
@@ -101,6 +108,49 @@ def _predict(arguments: Namespace) -> int:
             write_predictions(path, dataset.task, logits, form)
             print(f"{path}: {len(dataset):,} predictions", file=sys.stderr)
     return 0
+
+
+def _predict_onnx(arguments: Namespace) -> int:
+    exporter().check()
+    from bertfast.inputs import read_inputs
+    from bertfast.predictions import choose_format, clean_stdout, is_folder, output_name, prediction_lines, write_lines, write_predictions
+
+    form, output = choose_format(arguments.format, arguments.output), arguments.output
+    to_folder = output is not None and is_folder(output)
+    with clean_stdout() as stdout:
+        classifier, block, task = exporter().load(arguments.onnx, arguments.variant, arguments.device)
+        for split, rows in read_inputs(block, task, arguments.input, not to_folder):
+            logits = classifier.logits(rows.text_a, rows.text_b)
+            if output in (None, "-"):
+                write_lines(stdout, prediction_lines(rows.task, logits, form))
+                continue
+            path = Path(output) / output_name(rows.task, split, form) if to_folder else Path(output)
+            write_predictions(path, rows.task, logits, form)
+            print(f"{path}: {len(rows):,} predictions", file=sys.stderr)
+    return 0
+
+
+def _export(arguments: Namespace) -> int:
+    block = load_config(arguments.config, arguments.set).bertfast if arguments.config else None
+    exporter().check()
+    exporter().export(arguments, block, _tell_progress)
+    print(f"{arguments.output}: verified; see {Path(arguments.output) / 'verification.md'}", file=sys.stderr)
+    return 0
+
+
+def _verify(arguments: Namespace) -> int:
+    block = load_config(arguments.config, arguments.set).bertfast if arguments.config else None
+    exporter().check()
+    exporter().verify(arguments, block, _tell_progress)
+    print(f"{arguments.folder}: verified", file=sys.stderr)
+    return 0
+
+
+def exporter():
+    """What the commands ask of bertfast_export: its module `commands`."""
+    from bertfast_export import commands
+
+    return commands
 
 
 def _validate(arguments: Namespace) -> int:
@@ -132,6 +182,8 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "predict": _predict,
     "validate": _validate,
     "compile": _compile,
+    "export": _export,
+    "verify": _verify,
 }
 
 
@@ -204,6 +256,10 @@ def _print_metrics(metrics: dict[str, dict[str, float]]) -> None:
     for split, values in metrics.items():
         table.add_row(split, *(f"{values[name]:.4f}" if name in values else "" for name in names))
     Console().print(table)
+
+
+def _tell_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _name(config: Config) -> str:

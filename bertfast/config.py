@@ -112,6 +112,16 @@ class RunConfig(_Block):
     threads: int | None = Field(default=None, ge=1)  # CPU threads per rank; left out: all cores, shared between the ranks of a machine
 
 
+class ExportConfig(_Block):
+    """What `bertfast train` exports once it has trained; an empty block means all the defaults. Needs the packages of bertfast[export]."""
+
+    output: str | None = None  # the bundle's folder; left out: run.model_dir/onnx
+    variants: tuple[Literal["portable", "optimized", "fp16", "int8"], ...] = Field(("portable", "optimized", "fp16", "int8"), min_length=1)
+    opset: int = Field(default=20, ge=18, le=23)
+    integers: Literal["int64", "int32"] = "int64"  # of the inputs
+    layout: Literal["flat", "triton"] = "flat"
+
+
 class BertfastConfig(_Block):
     """The `bertfast` block."""
 
@@ -121,6 +131,7 @@ class BertfastConfig(_Block):
     eval_input: InputConfig | None = None
     head: HeadConfig = HeadConfig()
     run: RunConfig = RunConfig()
+    export: ExportConfig | None = None  # left out: nothing is exported
 
 
 class Config:
@@ -346,6 +357,7 @@ def _fields_at(path: list[str]) -> list[str]:
         "eval_input": InputConfig,
         "head": HeadConfig,
         "run": RunConfig,
+        "export": ExportConfig,
     }
     return list(blocks[path[0]].model_fields if path else BertfastConfig.model_fields)
 

@@ -22,6 +22,10 @@ COMMANDS = {
     "validate": "check config, data, tokenizer and weights, run one step, and estimate memory",
     "compile": "compile the GPU kernels that a config needs, with no GPU needed, and check that each fits",
 }
+EXPORT_COMMANDS = {
+    "export": "turn a fine-tuned classifier into a folder of ONNX files that a judge has passed",
+    "verify": "judge an exported folder anew: its files, its logits, its answers",
+}
 MODES = ("train", "eval", "train_and_eval", "predict")
 DEVICES = ("cpu", "gpu")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")  # those of bertfast_kernels.compile, which is too heavy to ask
@@ -105,6 +109,18 @@ FLAGS = (
         options={"metavar": "FILE"},
     ),
     Flag(
+        ("--onnx",),
+        "an exported folder to predict with, in the place of a model; needs no config",
+        commands=("predict",),
+        options={"metavar": "BUNDLE"},
+    ),
+    Flag(
+        ("--variant",),
+        "which of its files (left out: fp16 on a GPU, optimized on a CPU)",
+        commands=("predict",),
+        options={"choices": ["portable", "optimized", "fp16", "int8"]},
+    ),
+    Flag(
         ("--output",),
         "a file, or a folder, in which files take GLUE's official names (left out: standard output)",
         commands=("predict",),
@@ -115,6 +131,57 @@ FLAGS = (
         "glue: index<TAB>prediction, as GLUE's server takes it; jsonl: with probabilities (left out: glue for a folder or a .tsv)",
         commands=("predict",),
         options={"choices": ["glue", "jsonl"]},
+    ),
+)
+
+# Of `export` and `verify`, which take a folder as their argument and need no config.
+EXPORT_FLAGS = (
+    Flag(("--output", "-o"), "the folder to write", commands=("export",), options={"metavar": "BUNDLE", "required": True}),
+    Flag(
+        ("--input",),
+        "a file of texts, with labels or without, to judge on (left out: the eval_input of the config)",
+        commands=("export", "verify"),
+        options={"metavar": "FILE"},
+    ),
+    Flag(
+        ("--config", "--params"),
+        "a config whose task and eval_input to judge on (left out: the one that the model's folder carries)",
+        commands=("export", "verify"),
+        options={"metavar": "FILE"},
+    ),
+    Flag(
+        ("--set",),
+        "replace a config value; repeatable",
+        commands=("export", "verify"),
+        options={"metavar": "KEY=VALUE", "action": "append", "default": []},
+    ),
+    Flag(("--grid_only",), "judge on made-up batches alone; no int8 then", commands=("export",), options=_SWITCH),
+    Flag(("--pairs",), "the model judges pairs of texts, and its folder does not say so", commands=("export",), options=_SWITCH),
+    Flag(
+        ("--variants",),
+        "which files to write, of portable, optimized, fp16 and int8 (left out: all)",
+        commands=("export",),
+        options={"metavar": "LIST"},
+    ),
+    Flag(("--opset",), "of the standard operators, 18 to 23 (left out: 20)", commands=("export",), options={"type": int, "default": 20}),
+    Flag(("--integers",), "the type of the inputs", commands=("export",), options={"choices": ["int64", "int32"], "default": "int64"}),
+    Flag(
+        ("--layout",),
+        "triton: a model repository for Triton Inference Server",
+        commands=("export",),
+        options={"choices": ["flat", "triton"], "default": "flat"},
+    ),
+    Flag(
+        ("--max_sequence_length",),
+        "tokens that a text is cut to (left out: as in training)",
+        commands=("export",),
+        options={"metavar": "N", "type": int},
+    ),
+    Flag(
+        ("--checkpoint_path",),
+        "the checkpoint of the export, to ask it anew (left out: its recorded answers count)",
+        commands=("verify",),
+        options={"metavar": "FOLDER"},
     ),
 )
 
@@ -152,6 +219,13 @@ def parse_command(argv: Sequence[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=summary, description=description, usage=usage, allow_abbrev=False)
         command.take(*(flag for flag in FLAGS if name in flag.commands))
         command.set_defaults(parser=command)
+    for name, summary in EXPORT_COMMANDS.items():
+        usage = "bertfast export [CPU|GPU] FOLDER -o BUNDLE [flags]" if name == "export" else "bertfast verify [CPU|GPU] BUNDLE [flags]"
+        description = f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(name, help=summary, description=description, usage=usage, allow_abbrev=False)
+        command.add_argument("folder", metavar="FOLDER" if name == "export" else "BUNDLE", help="the folder to read")
+        command.take(*(flag for flag in EXPORT_FLAGS if name in flag.commands))
+        command.set_defaults(parser=command)
     device, rest = _take_device(argv)
     arguments, extra = parser.parse_known_args(rest)
     return _checked(arguments, extra, device)
@@ -174,7 +248,7 @@ def names_command(argv: Sequence[str]) -> bool:
     """Whether these arguments are for `bertfast` (a command, --help or --version comes first, or nothing), and not for launch.py."""
     _, rest = _take_device(argv)
     first = next((word for word in rest if not word.startswith("--local_rank=")), "--help")
-    return first in (*COMMANDS, "-h", "--help", "--version")
+    return first in (*COMMANDS, *EXPORT_COMMANDS, "-h", "--help", "--version")
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
@@ -197,7 +271,7 @@ def _take_device(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     for place, word in enumerate(argv):
         if word.lower() in DEVICES:
             return word.lower(), [*argv[:place], *argv[place + 1 :]]
-        if word not in COMMANDS and not word.startswith("--local_rank="):
+        if word not in (*COMMANDS, *EXPORT_COMMANDS) and not word.startswith("--local_rank="):
             break
     return None, list(argv)
 
@@ -209,6 +283,8 @@ def _checked(arguments: argparse.Namespace, extra: list[str], device: str | None
     arguments.device = device
     command = arguments.command
     doing = {command.removesuffix("_and_eval"), *(["compile"] if vars(arguments).get("compile_only") else [])}
+    if command in EXPORT_COMMANDS:
+        return arguments
     for flag in FLAGS:
         given = vars(arguments).setdefault(flag.dest, None)
         if given and not doing & set(flag.commands):
@@ -218,7 +294,9 @@ def _checked(arguments: argparse.Namespace, extra: list[str], device: str | None
     if arguments.validate_only or arguments.compile_only:
         arguments.command = command = "validate" if arguments.validate_only else "compile"
     judging = command in ("eval", "predict")
-    if arguments.config is None and not (judging and arguments.checkpoint_path):
+    if arguments.variant and not arguments.onnx:
+        parser.error("--variant is of an exported folder; name one with --onnx")
+    if arguments.config is None and not (judging and (arguments.checkpoint_path or arguments.onnx)):
         instead = ", or the folder of a fine-tuned model with --checkpoint_path" if judging else ""
         parser.error(f"--config is missing: name a config file, for example --config ds_mnli.json{instead}")
     return arguments

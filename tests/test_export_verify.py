@@ -168,7 +168,7 @@ FAULTS = {
 def test_what_is_right_passes(name, trial, tmp_path):
     verdict = trial.judge(name, tmp_path / name)
     assert verdict.fault is None and verdict.failing is None
-    assert verdict.grid["cases"] == len(trial.cases) and "cases" in verdict.grid["other_integer_type"]
+    assert verdict.grid["cases"] == len(trial.cases) and "cases" in verdict.grid["int32_inputs"]
     assert verdict.data["dev"]["examples"] == 60 and set(verdict.data["dev"]["metrics"]["onnx"]) == {"accuracy"}
 
 

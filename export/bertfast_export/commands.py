@@ -1,0 +1,83 @@
+"""What the command line asks for, in its own terms: arguments and config blocks in, bundles and classifiers out."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from bertfast.config import BertfastConfig
+from bertfast.errors import ConfigError
+from bertfast_export.runtime import CPU, check_onnx, check_wheels
+
+if TYPE_CHECKING:
+    from bertfast.tasks import Task
+    from bertfast_export.classifier import OnnxClassifier
+
+_PROVIDERS = {"gpu": ["CUDAExecutionProvider", CPU], "cpu": [CPU], None: [CPU]}
+
+
+def check() -> None:
+    """Raise where onnx or onnxruntime are not as they must be."""
+    check_wheels()
+    check_onnx()
+
+
+def export(arguments: Namespace, block: BertfastConfig | None, say: Callable[[str], None]) -> None:
+    """`bertfast export`; see `export_bundle` for what it raises."""
+    from bertfast_export.bundle import export_bundle
+    from bertfast_export.examples import configured, from_file
+    from bertfast_export.source import VARIANTS, Options, Source
+
+    named = tuple(part.strip() for part in arguments.variants.split(",")) if arguments.variants else tuple(VARIANTS)
+    options = Options(named, arguments.opset, arguments.integers, arguments.layout, arguments.max_sequence_length)
+    source = Source(arguments.folder, options, block, arguments.pairs)
+    with TemporaryDirectory(prefix="bertfast-") as scratch:
+        data = from_file(source.block, arguments.input, scratch) if arguments.input else configured(source.block)
+        if arguments.grid_only:
+            data = None
+        elif data is None:
+            raise ConfigError(
+                f"{source.folder}: names no data to judge on; give texts with --input FILE, or a config with --config, "
+                "or be content with made-up batches: --grid_only"
+            )
+        export_bundle(arguments.folder, arguments.output, options, data, source, say)
+
+
+def export_after_training(block: BertfastConfig, say: Callable[[str], None]) -> None:
+    """The export that a training config asks for."""
+    from bertfast_export.bundle import export_bundle
+    from bertfast_export.examples import configured
+    from bertfast_export.source import Options
+
+    asked, folder = block.export, Path(block.run.model_dir)
+    options = Options(asked.variants, asked.opset, asked.integers, asked.layout)
+    export_bundle(str(folder), asked.output or str(folder / "onnx"), options, configured(block), say=say)
+
+
+def verify(arguments: Namespace, block: BertfastConfig | None, say: Callable[[str], None]) -> None:
+    """`bertfast verify`; see `verify_bundle` for what it raises."""
+    from bertfast_export.bundle import bundle_block, verify_bundle
+    from bertfast_export.examples import configured, from_file
+
+    with TemporaryDirectory(prefix="bertfast-") as scratch:
+        data = from_file(block or bundle_block(arguments.folder), arguments.input, scratch) if arguments.input else configured(block)
+        verify_bundle(arguments.folder, arguments.checkpoint_path, data, _PROVIDERS[arguments.device], say)
+
+
+def load(folder: str, variant: str | None, device: str | None) -> tuple[OnnxClassifier, BertfastConfig, Task]:
+    """A bundle's classifier on a device, the config block that it carries, and its task.
+
+    Raises:
+        ExportError: no bundle is there, or it cannot be used.
+    """
+    from bertfast.pretrained import task_of_model
+    from bertfast.tasks import get_task
+    from bertfast_export.bundle import bundle_block
+    from bertfast_export.classifier import OnnxClassifier
+
+    classifier = OnnxClassifier.from_bundle(folder, variant, _PROVIDERS[device])
+    block = bundle_block(folder)
+    return classifier, block, task_of_model(get_task(block.task), Path(folder))

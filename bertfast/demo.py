@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import shlex
 import shutil
@@ -65,6 +66,10 @@ class Folders(NamedTuple):
     @property
     def model(self) -> Path:
         return self.training / "model"
+
+    @property
+    def bundle(self) -> Path:
+        return self.training / "onnx"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,7 +171,8 @@ def training_command(folders: Folders, seed: int, overrides: Sequence[str] = ())
         "bertfast.run.model_dir": folders.training,
         "bertfast.run.seed": seed,
     }
-    assignments = [*(f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()), *overrides]
+    exports = ["bertfast.export={}"] if can_export() else []
+    assignments = [*(f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()), *exports, *overrides]
     return [
         sys.executable,
         str(Path(sys.executable).with_name("deepspeed")),
@@ -175,6 +181,11 @@ def training_command(folders: Folders, seed: int, overrides: Sequence[str] = ())
         *("--config", CONFIG),
         *(word for assignment in assignments for word in ("--set", assignment)),
     ]
+
+
+def can_export() -> bool:
+    """Whether the packages that an export needs are installed."""
+    return all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "bertfast_export"))
 
 
 def _free_port() -> int:
@@ -203,6 +214,8 @@ def show(folders: Folders, majority: float) -> None:
     summary.add_row("training", f"{training['samples_per_second']:,.0f} samples/s")
     summary.add_row("share of real tokens in a batch", f"{training['real_token_share']:.1%}")
     summary.add_row("the same, padded to the longest of the batch", f"{training['real_token_share_if_padded']:.1%}")
+    for row in exported(folders.bundle):
+        summary.add_row(*row)
 
     answers = Table("premise", "hypothesis", *LABEL_NAMES, "should be", title=f"Five pairs classified by {folders.model}")
     for pair, probabilities in zip(EXAMPLES, classify(folders.model, EXAMPLES), strict=True):
@@ -212,6 +225,18 @@ def show(folders: Folders, majority: float) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(summary, answers, sep="\n")
+
+
+def exported(bundle: Path) -> list[tuple[str, str]]:
+    """Rows of what was exported: each verified file, and how many of its answers on the dev set are the trained model's."""
+    record = bundle / "verification.json"
+    if not record.is_file():
+        return [("exported to ONNX", "no: pip install 'bertfast[export]'")]
+    verdicts = json.loads(record.read_text(encoding="utf-8"))["verdicts"]
+    return [
+        (f"{name} in {bundle.name}: the same answers on dev", f"{verdict['data']['dev']['agreement']:.2%}")
+        for name, verdict in verdicts.items()
+    ]
 
 
 def classify(folder: Path, pairs: Sequence[Pair]) -> list[list[float]]:

@@ -212,12 +212,20 @@ def test_the_command_is_what_a_user_would_type(made):
     assert (block.train_input.data_file, block.eval_input.data_file) == (str(folders.train_file), str(folders.dev_file))
     assert (block.model.checkpoint, block.run.model_dir) == (str(folders.checkpoint), str(folders.training))
     assert (block.run.seed, block.run.max_steps, block.task.label_names) == (7, 5, LABEL_NAMES)
+    assert (block.export is not None) == demo.can_export()
 
 
 def test_the_config_by_itself_means_the_default_folder():
     block, folders = load_config(demo.CONFIG).bertfast, Folders(demo._parse([]).output)
     assert (block.train_input.data_file, block.eval_input.data_file) == (str(folders.train_file), str(folders.dev_file))
     assert (block.model.checkpoint, block.run.model_dir) == (str(folders.checkpoint), str(folders.training))
+
+
+def test_what_was_exported_is_shown(tmp_path):
+    assert demo.exported(tmp_path) == [("exported to ONNX", "no: pip install 'bertfast[export]'")]
+    verdict = {"data": {"dev": {"agreement": 0.9987}}}
+    (tmp_path / "verification.json").write_text(json.dumps({"verdicts": {"model_quantized.onnx": verdict}}))
+    assert demo.exported(tmp_path) == [(f"model_quantized.onnx in {tmp_path.name}: the same answers on dev", "99.87%")]
 
 
 def test_classify_agrees_with_transformers(made, tmp_path):
@@ -259,7 +267,7 @@ def test_the_table(tmp_path, capsys, answers):
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert [row[-1] for row in cells[:5]] == ["88.5%", "33.1%", "859 samples/s", "100.0%", "70.8%"]
-    answered = [row for row in cells[5:] if row[-1]]
+    answered = [row for row in cells[6:] if row[-1]]
     assert [row[-1] for row in answered] == [pair.label for pair in EXAMPLES]
     assert all(row[2:5] == ["95%", "1%", "4%"] for row in answered)
 

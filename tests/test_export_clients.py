@@ -1,0 +1,129 @@
+"""Other people's programs with a bundle: onnxruntime-node and transformers.js in Node, Optimum in an environment of its own.
+
+They are taken from the folder that BERTFAST_NODE_MODULES names (after `npm install --ignore-scripts onnxruntime-node @huggingface/transformers`
+there), and from the Python that BERTFAST_OPTIMUM_PYTHON names; or, with -m network, installed by the tests themselves.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exported import LABELS, write_classifier, write_config, write_data
+from tiny_bert import WORDS
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from bertfast.cli import main
+from bertfast_export import OnnxClassifier
+
+PACKAGES = ("onnxruntime-node", "@huggingface/transformers")
+TEXTS = [" ".join(WORDS[(7 * index + place) % len(WORDS)] for place in range(3 * index + 1)) for index in range(6)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    model = write_classifier(folder / "model")
+    config = write_config(folder, write_data(folder / "dev.tsv"), model)
+    assert main(["export", str(model), "-o", str(folder / "bundle"), "--config", str(config)]) == 0
+    return folder / "bundle"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("given", id="installed-before"), pytest.param("npm", id="installed-now", marks=pytest.mark.network)],
+)
+def modules(request, tmp_path_factory) -> Path:
+    """The folder with node_modules."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    if request.param == "given":
+        if not os.environ.get("BERTFAST_NODE_MODULES"):
+            pytest.skip("BERTFAST_NODE_MODULES is not set")
+        return Path(os.environ["BERTFAST_NODE_MODULES"])
+    folder = tmp_path_factory.mktemp("node")
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    done = subprocess.run(
+        ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", *PACKAGES], cwd=folder, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        pytest.skip(f"npm cannot install {' and '.join(PACKAGES)}: {done.stderr[-200:]}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "file, dtype, variant",
+    [
+        pytest.param("model.onnx", "fp32", "portable", id="portable"),
+        pytest.param("model_optimized.onnx", None, "optimized", id="fused"),
+        pytest.param("model_quantized.onnx", "q8", "int8", id="int8"),
+    ],
+)
+def test_node_gives_the_same_answers(file, dtype, variant, bundle, modules, tmp_path):
+    from transformers import AutoTokenizer
+
+    features = AutoTokenizer.from_pretrained(bundle)(TEXTS, padding=True, truncation=True, return_tensors="np")
+    request = {
+        "bundle": str(bundle),
+        "file": file,
+        "modules": str(modules),
+        "texts": TEXTS,
+        "transformers": dtype is not None and (modules / "node_modules" / "@huggingface").is_dir(),
+        "dtype": dtype,
+        "features": {name: values.tolist() for name, values in features.items()},
+    }
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    command = ["node", str(Path(__file__).parent / "client.mjs"), str(tmp_path / "request.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    given = json.loads(done.stdout.splitlines()[-1])
+    classifier = OnnxClassifier.from_bundle(bundle, variant)
+    assert np.abs(np.reshape(given["logits"], (len(TEXTS), 3)) - classifier.logits(TEXTS)).max() <= 1e-4
+    for answer, prediction in zip(given["answers"] or [], classifier.predict(TEXTS), strict=bool(given["answers"])):
+        scores = {item["label"]: item["score"] for item in answer}
+        assert answer[0]["label"] == prediction.label and scores.keys() == set(LABELS)
+        assert scores == pytest.approx(prediction.probabilities, abs=1e-4)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("given", id="installed-before"), pytest.param("pip", id="installed-now", marks=pytest.mark.network)],
+)
+def optimum(request, tmp_path_factory) -> Path:
+    """A Python that has Optimum: its transformers is older than ours."""
+    if request.param == "given":
+        if not os.environ.get("BERTFAST_OPTIMUM_PYTHON"):
+            pytest.skip("BERTFAST_OPTIMUM_PYTHON is not set")
+        return Path(os.environ["BERTFAST_OPTIMUM_PYTHON"])
+    folder = tmp_path_factory.mktemp("optimum")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    done = subprocess.run([python, "-m", "pip", "install", "--quiet", "optimum-onnx[onnxruntime]"], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"pip cannot install optimum-onnx: {done.stderr[-200:]}")
+    return python
+
+
+def test_optimum_gives_the_same_answers(bundle, optimum):
+    code = (
+        "import json, sys\n"
+        "from optimum.onnxruntime import ORTModelForSequenceClassification\n"
+        "from transformers import AutoTokenizer\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "model = ORTModelForSequenceClassification.from_pretrained(sys.argv[1], file_name='model.onnx')\n"
+        "features = tokenizer(json.loads(sys.argv[2]), padding=True, truncation=True, return_tensors='pt')\n"
+        "print(json.dumps([model(**features).logits.tolist(), model.config.id2label]))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([optimum, "-c", code, bundle, json.dumps(TEXTS)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    logits, labels = json.loads(done.stdout.splitlines()[-1])
+    assert np.abs(np.array(logits) - OnnxClassifier.from_bundle(bundle, "portable").logits(TEXTS)).max() <= 5e-5
+    assert tuple(labels.values()) == LABELS

@@ -17,7 +17,12 @@ pytestmark = needs_triton
 
 # T tokens, B sequences, N heads, H head size
 
-SHORT, SHORT_128, LONG = AttentionPlan(64, None), AttentionPlan(128, None), AttentionPlan(0, 0)
+SHORT, GROUPS, MEDIUM, LONG = (
+    AttentionPlan(128, None),
+    AttentionPlan(128, None, 4),
+    AttentionPlan(128, None, medium=True),
+    AttentionPlan(0, 0),
+)
 MIXED = AttentionPlan(64, 65)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -31,8 +36,8 @@ SMALL = [
     case([2, 1, 15, 16], 4, 32, SHORT, id="up-to-16-four-heads"),
     case([17, 32], 4, 64, SHORT, id="up-to-32-four-heads"),
     case([33, 64], 2, 32, SHORT, id="up-to-64"),
-    case([65, 127, 1], 1, 32, SHORT_128, id="up-to-127"),
-    case([128], 1, 64, SHORT_128, id="exactly-128"),
+    case([65, 127, 1], 1, 32, SHORT, id="up-to-127"),
+    case([128], 1, 64, SHORT, id="exactly-128"),
     case([0, 3, 0, 0, 40, 0], 2, 32, SHORT, 5, id="sequences-of-no-token-and-a-tail"),
     case([1, 63], 3, 64, SHORT, id="lone-token-beside-a-long-one-and-odd-heads"),
     case([20, 6], 2, 26, SHORT, id="head-size-26"),
@@ -52,7 +57,7 @@ FULL = [
     case([128] * 32, 12, 64, id="128"),
     case([300, 20, 5], 8, 128, id="head-size-128-long"),
     case([100, 7], 12, 26, id="head-size-26-long"),
-    case([64, 128, 100], 2, 64, SHORT_128, id="two-heads"),
+    case([64, 128, 100], 2, 64, SHORT, id="two-heads"),
 ]
 
 
@@ -138,7 +143,7 @@ def test_attention_in_16_bits(device, monkeypatch, lengths, heads, size, plan, t
     check_case(lengths, heads, size, plan, tail, dtype, device, p, monkeypatch)
 
 
-@pytest.mark.parametrize("plan", [SHORT, SHORT_128, LONG], ids=["short", "short-128", "long"])
+@pytest.mark.parametrize("plan", [SHORT, GROUPS, MEDIUM, LONG], ids=["short", "four-heads-each", "medium", "long"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "fp16"])
 def test_large_scores(device, monkeypatch, plan, dtype):
     """Scores of hundreds: the softmax is all but one key, and what exp takes must not overflow."""
@@ -199,7 +204,7 @@ def test_what_lies_beside_a_sequence_does_not_leak_into_it(device, monkeypatch, 
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("plan", [SHORT_128, LONG, MIXED], ids=["short", "long", "both"])
+@pytest.mark.parametrize("plan", [SHORT, LONG, MIXED], ids=["short", "long", "both"])
 def test_same_bits_from_run_to_run_and_wherever_packed(device, monkeypatch, plan):
     """An example's output and gradient, dropout included, do not change a bit with its place in the batch or with its neighbours."""
     monkeypatch.setattr(attention_tiling, "attention_plan", lambda *_: plan)
@@ -248,7 +253,7 @@ def masks_of_the_kernels(length, heads, p, device, key=(7, 11), site=3):
 
 @pytest.mark.parametrize(
     ("length", "plan"),
-    [*((length, SHORT) for length in (16, 21, 32, 50, 64)), (100, SHORT_128), (100, LONG), (40, LONG)],
+    [*((length, SHORT) for length in (16, 21, 32, 50, 64)), (100, SHORT), (100, LONG), (40, LONG)],
 )
 def test_every_mask_is_that_of_keyed_mask(device, monkeypatch, length, plan):
     monkeypatch.setattr(attention_tiling, "attention_plan", lambda *_: plan)

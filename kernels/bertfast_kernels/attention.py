@@ -8,7 +8,8 @@ For each sequence and head, with s = 1 / sqrt(H), Z the dropout's keep mask over
 The kernels read the packed qkv [T, 3, N, H] and write out [T, N H] and dqkv [T, 3, N, H] where they lie: no transpose, no copy, no atomics. Of the
 forward they keep a row's largest score and one over its softmax's denominator, float32 [2, N, T]; P and Z are made anew. (Not their sum, the log of
 the denominator: rounded, it errs by a unit in the last place of the largest score, and dS is a small difference where one key takes all.) Tokens beyond cu_seqlens[-1] get zeros.
-attention_short.py: sequences of up to 128 tokens, all keys in a tile. attention_long.py: any length. attention_cls.py: one query a sequence.
+attention_short.py: batches of short sequences, of up to 128 tokens. attention_medium.py: batches of longer ones, of up to 128. attention_long.py: any
+length. attention_cls.py: one query a sequence.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from torch import Tensor
 from bertfast_kernels import attention_tiling as tiling
 from bertfast_kernels import reference_attention
 from bertfast_kernels._philox import dropout_numbers
-from bertfast_kernels._triton import Launch, launch, multiprocessors, record_launches
+from bertfast_kernels._triton import Launch, launch, record_launches
 from bertfast_kernels.attention_cls import cls_backward, cls_forward
 from bertfast_kernels.attention_long import long_backward_keys, long_backward_queries, long_forward
+from bertfast_kernels.attention_medium import medium_backward, medium_forward
 from bertfast_kernels.attention_short import short_backward, short_forward
 from bertfast_kernels.dispatch import takes_triton
 from bertfast_kernels.dropout import Dropout
@@ -50,23 +52,26 @@ def _launch_forward(qkv, cu_seqlens, max_seqlen: int, p: float, site: int, key, 
     stats = qkv.new_empty((2, n_heads, n_tokens), dtype=torch.float32)
     if n_tokens == 0:
         return out, stats
-    plan = plan or tiling.attention_plan(n_tokens, n_sequences, max_seqlen, qkv.element_size(), size)
-    tensors = (qkv, out, stats, cu_seqlens, example_ids, key, n_tokens, n_sequences, n_heads)
+    plan = plan or tiling.attention_plan(n_tokens, n_sequences, max_seqlen, qkv.element_size())
+    tensors = (qkv, out, stats, cu_seqlens, example_ids, key, n_tokens, n_sequences)
     numbers = _numbers(size, p, site, key)
-    constants = {"H": size, "H_BLOCK": tiling.head_block(size), "DROPOUT": p > 0}
-    if plan.longest:
-        tile = tiling.short_forward_tile(plan.longest)
-        each = tiling.heads_each(n_heads, n_sequences, multiprocessors(qkv.device))
+    constants = {"N": n_heads, "H": size, "H_BLOCK": tiling.head_block(size), "DROPOUT": p > 0}
+    if plan.medium:
         launch(
-            short_forward, (n_heads // each, n_sequences + 1), *tensors, each, plan.longest, *numbers, **constants,
-            G=tiling.head_group(n_heads), M=tile.queries, LONGEST=plan.longest, num_warps=tile.num_warps,
+            medium_forward, (n_heads, n_sequences + 1), *tensors, *numbers, **constants,
+            **tiling.medium_forward_tile(size)._asdict(),
+        )  # fmt: skip
+    elif plan.longest:
+        launch(
+            short_forward, (cdiv(n_heads, plan.heads_each), n_sequences + 1), *tensors, plan.heads_each, plan.longest, *numbers, **constants,
+            num_warps=4, num_stages=1,
         )  # fmt: skip
     if plan.shortest is not None:
         tile = tiling.long_forward_tile(qkv.element_size(), size)
-        grid = (n_heads, cdiv(max_seqlen, tile.queries), n_sequences + (plan.longest == 0))
+        grid = (n_heads, cdiv(max_seqlen, tile.M), n_sequences + (plan.longest == 0))
         launch(
             long_forward, grid, *tensors, plan.shortest, *numbers, **constants,
-            M=tile.queries, L=tile.keys, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            **tile._asdict(),
         )  # fmt: skip
     return out, stats
 
@@ -78,31 +83,34 @@ def _launch_backward(dout, qkv, out, stats, cu_seqlens, max_seqlen: int, p: floa
     dqkv = torch.empty_like(qkv)
     if n_tokens == 0:
         return dqkv
-    plan = plan or tiling.attention_plan(n_tokens, n_sequences, max_seqlen, qkv.element_size(), size)
-    tensors = (cu_seqlens, example_ids, key, n_tokens, n_sequences, n_heads)
+    plan = plan or tiling.attention_plan(n_tokens, n_sequences, max_seqlen, qkv.element_size())
+    tensors = (cu_seqlens, example_ids, key, n_tokens, n_sequences)
     numbers = _numbers(size, p, site, key)
-    constants = {"H": size, "H_BLOCK": tiling.head_block(size), "DROPOUT": p > 0}
-    if plan.longest:
-        tile = tiling.short_backward_tile(plan.longest)
-        each = tiling.heads_each(n_heads, n_sequences, multiprocessors(qkv.device))
+    constants = {"N": n_heads, "H": size, "H_BLOCK": tiling.head_block(size), "DROPOUT": p > 0}
+    if plan.medium:
         launch(
-            short_backward, (n_heads // each, n_sequences + 1), qkv, out, dout, stats, dqkv, *tensors, each, plan.longest, *numbers, **constants,
-            G=tiling.head_group(n_heads), LONGEST=plan.longest, num_warps=tile.num_warps,
+            medium_backward, (n_heads, n_sequences + 1), qkv, out, dout, stats, dqkv, *tensors, *numbers, **constants,
+            **tiling.medium_backward_tile(size)._asdict(),
+        )  # fmt: skip
+    elif plan.longest:
+        launch(
+            short_backward, (cdiv(n_heads, plan.heads_each), n_sequences + 1),
+            qkv, out, dout, stats, dqkv, *tensors, plan.heads_each, plan.longest, *numbers, **constants, num_warps=4, num_stages=1,
         )  # fmt: skip
     if plan.shortest is not None:
         delta = torch.empty_like(stats[0])
         sequences = n_sequences + (plan.longest == 0)
         tile = tiling.long_backward_queries_tile(qkv.element_size(), size)
         launch(
-            long_backward_queries, (n_heads, cdiv(max_seqlen, tile.queries), sequences),
+            long_backward_queries, (n_heads, cdiv(max_seqlen, tile.M), sequences),
             qkv, out, dout, stats, delta, dqkv, *tensors, plan.shortest, *numbers, **constants,
-            EXACT=qkv.dtype == torch.float32, M=tile.queries, L=tile.keys, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            EXACT=qkv.dtype == torch.float32, **tile._asdict(),
         )  # fmt: skip
         tile = tiling.long_backward_keys_tile(qkv.element_size(), size)
         launch(
-            long_backward_keys, (n_heads, cdiv(max_seqlen, tile.keys), sequences),
+            long_backward_keys, (n_heads, cdiv(max_seqlen, tile.L), sequences),
             qkv, dout, stats, delta, dqkv, *tensors, plan.shortest, *numbers, **constants,
-            M=tile.queries, L=tile.keys, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            **tile._asdict(),
         )  # fmt: skip
     return dqkv
 
@@ -115,8 +123,8 @@ def _launch_cls_forward(q, kv, cu_seqlens, p: float, site: int, key, example_ids
     if n_sequences > 0:
         launch(
             cls_forward, (n_heads, n_sequences),
-            q, kv, out, stats, cu_seqlens, example_ids, key, kv.shape[0], n_sequences, n_heads, *_numbers(size, p, site, key),
-            H=size, H_BLOCK=tiling.head_block(size), L=tiling.cls_keys(size), DROPOUT=p > 0, num_warps=4,
+            q, kv, out, stats, cu_seqlens, example_ids, key, kv.shape[0], n_sequences, *_numbers(size, p, site, key),
+            N=n_heads, H=size, H_BLOCK=tiling.head_block(size), L=tiling.cls_keys(size), DROPOUT=p > 0, num_warps=4,
         )  # fmt: skip
     return out, stats
 
@@ -127,8 +135,8 @@ def _launch_cls_backward(dout, q, kv, out, stats, cu_seqlens, p: float, site: in
     dq, dkv = torch.empty_like(q), torch.empty_like(kv)
     launch(
         cls_backward, (n_heads, n_sequences + 1),
-        q, kv, out, dout, stats, dq, dkv, cu_seqlens, example_ids, key, kv.shape[0], n_sequences, n_heads, *_numbers(size, p, site, key),
-        H=size, H_BLOCK=tiling.head_block(size), L=tiling.cls_keys(size), DROPOUT=p > 0, num_warps=4,
+        q, kv, out, dout, stats, dq, dkv, cu_seqlens, example_ids, key, kv.shape[0], n_sequences, *_numbers(size, p, site, key),
+        N=n_heads, H=size, H_BLOCK=tiling.head_block(size), L=tiling.cls_keys(size), DROPOUT=p > 0, num_warps=4,
     )  # fmt: skip
     return dq, dkv
 
@@ -217,8 +225,8 @@ def variants(shape: EncoderShape) -> list[Launch]:
     q, kv = qkv[:, 0].contiguous(), qkv[:, 1:].contiguous()
     cu_seqlens = shape.tensor(65, dtype=torch.int32)
     stats = shape.tensor(2, shape.heads, 64, dtype=torch.float32)
-    longest = sorted({64, min(128, shape.max_seqlen), shape.max_seqlen})
-    plans = {tiling.attention_plan(*tokens, n, qkv.element_size(), shape.head_size) for n in longest for tokens in ((1, 1), (n, 1))}
+    batches = [(64 * mean, 64, longest) for longest in {min(128, shape.max_seqlen), shape.max_seqlen} for mean in (1, longest)]
+    plans = {tiling.attention_plan(*batch, qkv.element_size()) for batch in batches}
     with record_launches() as launches:
         for dropout in shape.dropouts():
             bits = (dropout.p, 1, dropout.key, dropout.example_ids)

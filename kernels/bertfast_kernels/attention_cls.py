@@ -9,7 +9,7 @@ from bertfast_kernels.attention_tiles import keep_row, load_rows, store_rows, ze
 # T tokens, B sequences, N heads, H head size, L keys
 
 _LN2 = tl.constexpr(0.6931471805599453)
-_RUNTIME = ["n_tokens", "n_sequences", "n_heads", "score_scale", "keep_scale", "site", "threshold"]
+_RUNTIME = ["n_tokens", "n_sequences", "score_scale", "keep_scale", "site", "threshold"]
 
 
 @jit(do_not_specialize=_RUNTIME)
@@ -23,11 +23,11 @@ def cls_forward(
     key_ptr,
     n_tokens,
     n_sequences,
-    n_heads,
     score_scale,
     keep_scale,
     site,
     threshold,
+    N: tl.constexpr,
     H: tl.constexpr,
     H_BLOCK: tl.constexpr,
     L: tl.constexpr,
@@ -38,7 +38,7 @@ def cls_forward(
     sequence = tl.program_id(1)
     start = tl.load(cu_seqlens_ptr + sequence)
     length = tl.load(cu_seqlens_ptr + sequence + 1) - start
-    width = n_heads * H
+    width: tl.constexpr = N * H
     kv_ptr += start.to(tl.int64) * 2 * width + head * H
     row = sequence.to(tl.int64) * width + head * H
     h = tl.arange(0, H_BLOCK)
@@ -67,9 +67,9 @@ def cls_forward(
     one_over = 1.0 / tl.where(total > 0.0, total, 1.0)
     out = out * (keep_scale * one_over)
     tl.store(out_ptr + row + h, out.to(out_ptr.dtype.element_ty), mask=h < H)
-    stats_ptr += sequence.to(tl.int64) * n_heads + head
+    stats_ptr += sequence.to(tl.int64) * N + head
     tl.store(stats_ptr, top)
-    tl.store(stats_ptr + n_sequences.to(tl.int64) * n_heads, one_over)
+    tl.store(stats_ptr + n_sequences.to(tl.int64) * N, one_over)
 
 
 @jit(do_not_specialize=_RUNTIME)
@@ -86,11 +86,11 @@ def cls_backward(
     key_ptr,
     n_tokens,
     n_sequences,
-    n_heads,
     score_scale,
     keep_scale,
     site,
     threshold,
+    N: tl.constexpr,
     H: tl.constexpr,
     H_BLOCK: tl.constexpr,
     L: tl.constexpr,
@@ -100,7 +100,7 @@ def cls_backward(
     head = tl.program_id(0)
     sequence = tl.program_id(1)
     start = tl.load(cu_seqlens_ptr + sequence)
-    width = n_heads * H
+    width: tl.constexpr = N * H
     if sequence == n_sequences:
         for plane in range(2):
             zero_tail(dkv_ptr + plane * width + head * H, start, n_tokens, 2 * width, H, 16, H_BLOCK, 0, 1)
@@ -114,9 +114,9 @@ def cls_backward(
         out = tl.load(out_ptr + row + h, mask=h < H, other=0.0).to(tl.float32)
         dout = tl.load(dout_ptr + row + h, mask=h < H, other=0.0).to(tl.float32)
         delta = tl.sum(out * dout, 0)
-        stats_ptr += sequence.to(tl.int64) * n_heads + head
+        stats_ptr += sequence.to(tl.int64) * N + head
         top = tl.load(stats_ptr)
-        one_over = tl.load(stats_ptr + n_sequences.to(tl.int64) * n_heads)
+        one_over = tl.load(stats_ptr + n_sequences.to(tl.int64) * N)
         seed, step, example, sheet = 0, 0, 0, 0
         if DROPOUT:
             seed, step = load_key(key_ptr)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bertfast_kernels._philox import load_key
 from bertfast_kernels._triton import jit, tl
-from bertfast_kernels.attention_tiles import dot, keep_mask, key_order, load_rows, store_rows, zero_tail
+from bertfast_kernels.attention_tiles import attend, dot, key_order, load_rows, probabilities, store_rows, zero_tail
 
 # T tokens, B sequences, N heads, H head size, M queries, L keys
 
 _LN2 = tl.constexpr(0.6931471805599453)
-_RUNTIME = ["n_tokens", "n_sequences", "n_heads", "shortest", "score_scale", "keep_scale", "site", "threshold"]
+_RUNTIME = ["n_tokens", "n_sequences", "shortest", "score_scale", "keep_scale", "site", "threshold"]
 
 
 @jit(do_not_specialize=_RUNTIME)
@@ -22,12 +22,12 @@ def long_forward(
     key_ptr,
     n_tokens,
     n_sequences,
-    n_heads,
     shortest,
     score_scale,
     keep_scale,
     site,
     threshold,
+    N: tl.constexpr,
     H: tl.constexpr,
     H_BLOCK: tl.constexpr,
     M: tl.constexpr,
@@ -43,7 +43,7 @@ def long_forward(
     first = tl.program_id(1) * M
     sequence = tl.program_id(2)
     start = tl.load(cu_seqlens_ptr + sequence)
-    width = n_heads * H
+    width: tl.constexpr = N * H
     if sequence == n_sequences:
         zero_tail(out_ptr + head * H, start, n_tokens, width, H, 16, H_BLOCK, tl.program_id(1), tl.num_programs(1))
     else:
@@ -63,12 +63,12 @@ def long_forward(
             out = tl.zeros([M, H_BLOCK], tl.float32)
             whole = length // L * L  # up to here a tile is full, and no score needs a mask
             for first_key in range(0, whole, L):
-                out, top, total = _attend(
+                out, top, total = attend(
                     q, out, top, total, qkv_ptr, width, first_key, length, score_scale,
                     seed, step, first, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, False,
                 )  # fmt: skip
             if whole < length:
-                out, top, total = _attend(
+                out, top, total = attend(
                     q, out, top, total, qkv_ptr, width, whole, length, score_scale,
                     seed, step, first, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, True,
                 )  # fmt: skip
@@ -76,30 +76,7 @@ def long_forward(
             store_rows(out_ptr, out * (keep_scale * one_over)[:, None], query, length, width, H, H_BLOCK)
             stats_ptr += head.to(tl.int64) * n_tokens + start
             tl.store(stats_ptr + query, top, mask=query < length)
-            tl.store(stats_ptr + n_heads.to(tl.int64) * n_tokens + query, one_over, mask=query < length)
-
-
-@jit
-def _attend(
-    q, out, top, total, qkv_ptr, width, first_key, length, score_scale, seed, step, first, example, sheet, threshold,
-    M: tl.constexpr, L: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr, DROPOUT: tl.constexpr, RAGGED: tl.constexpr,
-):  # fmt: skip
-    """Take L more keys into out, top (the largest score) and total (the sum of the exponentials below it)."""
-    key = first_key + key_order(L, DROPOUT)
-    n_rows = length if RAGGED else first_key + L
-    k = load_rows(qkv_ptr + width, key, n_rows, 3 * width, H, H_BLOCK)
-    v = load_rows(qkv_ptr + 2 * width, key, n_rows, 3 * width, H, H_BLOCK)
-    scores = dot(q, k.T)
-    if RAGGED:
-        scores = tl.where((key < length)[None, :], scores, float("-inf"))
-    higher = tl.maximum(top, tl.max(scores, 1) * score_scale)
-    probs = tl.exp2(scores * score_scale - higher[:, None])
-    shrink = tl.exp2(top - higher)
-    total = total * shrink + tl.sum(probs, 1)
-    if DROPOUT:
-        probs = tl.where(keep_mask(seed, step, first, first_key, example, sheet, threshold, M, L), probs, 0.0)
-    out = dot(probs.to(v.dtype), v, out * shrink[:, None])
-    return out, higher, total
+            tl.store(stats_ptr + n_tokens.to(tl.int64) * N + query, one_over, mask=query < length)
 
 
 @jit(do_not_specialize=_RUNTIME)
@@ -115,12 +92,12 @@ def long_backward_queries(
     key_ptr,
     n_tokens,
     n_sequences,
-    n_heads,
     shortest,
     score_scale,
     keep_scale,
     site,
     threshold,
+    N: tl.constexpr,
     H: tl.constexpr,
     H_BLOCK: tl.constexpr,
     M: tl.constexpr,
@@ -128,7 +105,7 @@ def long_backward_queries(
     DROPOUT: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """dQ, and delta for the second pass. Programs as in long_forward; the tail's dQ is cleared.
+    """dQ, and delta (over the dropout's scale) for the second pass. Programs as in long_forward; the tail's dQ is cleared.
 
     EXACT: delta is rowsum(P o dP), by a pass over the keys of its own, and not rowsum(dO o O). The two differ by roundings only, but where one key
     takes all, dP - delta is zero in the first and a rounding in the second, which a large K makes visible in float32.
@@ -137,7 +114,7 @@ def long_backward_queries(
     first = tl.program_id(1) * M
     sequence = tl.program_id(2)
     start = tl.load(cu_seqlens_ptr + sequence)
-    width = n_heads * H
+    width: tl.constexpr = N * H
     if sequence == n_sequences:
         zero_tail(dqkv_ptr + head * H, start, n_tokens, 3 * width, H, 16, H_BLOCK, tl.program_id(1), tl.num_programs(1))
     else:
@@ -158,54 +135,51 @@ def long_backward_queries(
             q = load_rows(qkv_ptr, query, length, 3 * width, H, H_BLOCK)
             dout = load_rows(dout_ptr, query, length, width, H, H_BLOCK)
             top = tl.load(stats_ptr + query, mask=query < length, other=0.0)
-            one_over = tl.load(stats_ptr + n_heads.to(tl.int64) * n_tokens + query, mask=query < length, other=0.0)
+            one_over = tl.load(stats_ptr + n_tokens.to(tl.int64) * N + query, mask=query < length, other=0.0)
             whole = length // L * L
             if EXACT:
                 delta = tl.zeros([M], tl.float32)
                 for first_key in range(0, length, L):
-                    _, probs, dprobs = _probabilities(
-                        q, dout, top, one_over, qkv_ptr, width, first_key, length, score_scale, keep_scale,
+                    _, probs, dprobs = _keys_and_probabilities(
+                        q, dout, top, one_over, qkv_ptr, width, first_key, length, score_scale,
                         seed, step, first, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, True,
                     )  # fmt: skip
                     delta += tl.sum(probs * dprobs, 1)
             else:
                 out = load_rows(out_ptr, query, length, width, H, H_BLOCK)
-                delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+                delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1) / keep_scale
             tl.store(delta_ptr + query, delta, mask=query < length)
             dq = tl.zeros([M, H_BLOCK], tl.float32)
             for first_key in range(0, whole, L):
-                k, probs, dprobs = _probabilities(
-                    q, dout, top, one_over, qkv_ptr, width, first_key, length, score_scale, keep_scale,
+                k, probs, dprobs = _keys_and_probabilities(
+                    q, dout, top, one_over, qkv_ptr, width, first_key, length, score_scale,
                     seed, step, first, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, False,
                 )  # fmt: skip
                 dq = dot((probs * (dprobs - delta[:, None])).to(k.dtype), k, dq)
             if whole < length:
-                k, probs, dprobs = _probabilities(
-                    q, dout, top, one_over, qkv_ptr, width, whole, length, score_scale, keep_scale,
+                k, probs, dprobs = _keys_and_probabilities(
+                    q, dout, top, one_over, qkv_ptr, width, whole, length, score_scale,
                     seed, step, first, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, True,
                 )  # fmt: skip
                 dq = dot((probs * (dprobs - delta[:, None])).to(k.dtype), k, dq)
-            store_rows(dqkv_ptr, dq * (score_scale * _LN2), query, length, 3 * width, H, H_BLOCK)
+            store_rows(dqkv_ptr, dq * (score_scale * _LN2 * keep_scale), query, length, 3 * width, H, H_BLOCK)
 
 
 @jit
-def _probabilities(
-    q, dout, top, one_over, qkv_ptr, width, first_key, length, score_scale, keep_scale, seed, step, first, example, sheet, threshold,
+def _keys_and_probabilities(
+    q, dout, top, one_over, qkv_ptr, width, first_key, length, score_scale, seed, step, first, example, sheet, threshold,
     M: tl.constexpr, L: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr, DROPOUT: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """K, P and dP of M queries and the L keys from first_key on."""
     key = first_key + key_order(L, DROPOUT)
-    n_rows = length if RAGGED else first_key + L
+    n_rows = length if RAGGED else None
     k = load_rows(qkv_ptr + width, key, n_rows, 3 * width, H, H_BLOCK)
     v = load_rows(qkv_ptr + 2 * width, key, n_rows, 3 * width, H, H_BLOCK)
-    scores = dot(q, k.T) * score_scale - top[:, None]
-    if RAGGED:
-        scores = tl.where((key < length)[None, :], scores, float("-inf"))
-    dprobs = dot(dout, v.T)
-    if DROPOUT:
-        keep = keep_mask(seed, step, first, first_key, example, sheet, threshold, M, L)
-        dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
-    return k, tl.exp2(scores) * one_over[:, None], dprobs
+    probs, _, dprobs = probabilities(
+        q, k, v, dout, top, one_over, first, first_key, length, score_scale,
+        seed, step, example, sheet, threshold, M, L, DROPOUT, RAGGED,
+    )  # fmt: skip
+    return k, probs, dprobs
 
 
 @jit(do_not_specialize=_RUNTIME)
@@ -220,12 +194,12 @@ def long_backward_keys(
     key_ptr,
     n_tokens,
     n_sequences,
-    n_heads,
     shortest,
     score_scale,
     keep_scale,
     site,
     threshold,
+    N: tl.constexpr,
     H: tl.constexpr,
     H_BLOCK: tl.constexpr,
     M: tl.constexpr,
@@ -237,10 +211,10 @@ def long_backward_keys(
     first_key = tl.program_id(1) * L
     sequence = tl.program_id(2)
     start = tl.load(cu_seqlens_ptr + sequence)
-    width = n_heads * H
+    width: tl.constexpr = N * H
     if sequence == n_sequences:
-        for plane in range(1, 3):
-            tail_ptr = dqkv_ptr + plane * width + head * H
+        for part in range(1, 3):
+            tail_ptr = dqkv_ptr + part * width + head * H
             zero_tail(tail_ptr, start, n_tokens, 3 * width, H, 16, H_BLOCK, tl.program_id(1), tl.num_programs(1))
     else:
         length = tl.load(cu_seqlens_ptr + sequence + 1) - start
@@ -258,49 +232,47 @@ def long_backward_keys(
             key = first_key + key_order(L, DROPOUT)
             k = load_rows(qkv_ptr + width, key, length, 3 * width, H, H_BLOCK)
             v = load_rows(qkv_ptr + 2 * width, key, length, 3 * width, H, H_BLOCK)
-            plane = n_heads.to(tl.int64) * n_tokens
+            plane = n_tokens.to(tl.int64) * N
             dk = tl.zeros([L, H_BLOCK], tl.float32)
             dv = tl.zeros([L, H_BLOCK], tl.float32)
             whole = length // M * M
             for first in range(0, whole, M):
                 dk, dv = _add_dk_dv(
-                    dk, dv, k, v, qkv_ptr, dout_ptr, stats_ptr, plane, delta_ptr, width, first, length, first_key, score_scale, keep_scale,
+                    dk, dv, k, v, qkv_ptr, dout_ptr, stats_ptr, plane, delta_ptr, width, first, length, first_key, score_scale,
                     seed, step, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, False,
                 )  # fmt: skip
             if whole < length:
                 dk, dv = _add_dk_dv(
-                    dk, dv, k, v, qkv_ptr, dout_ptr, stats_ptr, plane, delta_ptr, width, whole, length, first_key, score_scale, keep_scale,
+                    dk, dv, k, v, qkv_ptr, dout_ptr, stats_ptr, plane, delta_ptr, width, whole, length, first_key, score_scale,
                     seed, step, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, True,
                 )  # fmt: skip
-            store_rows(dqkv_ptr + width, dk * (score_scale * _LN2), key, length, 3 * width, H, H_BLOCK)
+            store_rows(dqkv_ptr + width, dk * (score_scale * _LN2 * keep_scale), key, length, 3 * width, H, H_BLOCK)
             store_rows(dqkv_ptr + 2 * width, dv * keep_scale, key, length, 3 * width, H, H_BLOCK)
 
 
 @jit
 def _add_dk_dv(
-    dk, dv, k, v, qkv_ptr, dout_ptr, stats_ptr, plane, delta_ptr, width, first, length, first_key, score_scale, keep_scale, seed, step, example, sheet,
+    dk, dv, k, v, qkv_ptr, dout_ptr, stats_ptr, plane, delta_ptr, width, first, length, first_key, score_scale, seed, step, example, sheet,
     threshold, M: tl.constexpr, L: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr, DROPOUT: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
-    """dk (before the softmax's scale) and dv (before the dropout's) plus what M more queries add to them.
+    """dk (before the scales) and dv (before the dropout's) plus what M more queries add to them.
 
     Rows of keys that are not there give rows of dk and dv that are never stored; rows of queries that are not there are zeros, and add nothing.
     """
     query = first + tl.arange(0, M)
-    n_rows = length if RAGGED else first + M
+    n_rows = length if RAGGED else None
     q = load_rows(qkv_ptr, query, n_rows, 3 * width, H, H_BLOCK)
     dout = load_rows(dout_ptr, query, n_rows, width, H, H_BLOCK)
-    top = tl.load(stats_ptr + query, mask=query < n_rows, other=0.0)
-    one_over = tl.load(stats_ptr + plane + query, mask=query < n_rows, other=0.0)
-    delta = tl.load(delta_ptr + query, mask=query < n_rows, other=0.0)
+    top = tl.load(stats_ptr + query, mask=query < length, other=0.0)
+    one_over = tl.load(stats_ptr + plane + query, mask=query < length, other=0.0)
+    delta = tl.load(delta_ptr + query, mask=query < length, other=0.0)
     if DROPOUT:
-        scores = dot(q, k.T) * score_scale
-        probs = tl.exp2(scores - top[:, None]) * one_over[:, None]
-        dprobs = dot(dout, v.T)
-        keep = keep_mask(seed, step, first, first_key, example, sheet, threshold, M, L)
-        dv = dot(tl.where(keep, probs, 0.0).to(q.dtype).T, dout, dv)
-        dprobs = tl.where(keep, dprobs * keep_scale, 0.0)
-        dscores = probs * (dprobs - delta[:, None])
-        dk = dot(dscores.to(q.dtype).T, q, dk)
+        probs, kept, dprobs = probabilities(
+            q, k, v, dout, top, one_over, first, first_key, length, score_scale,
+            seed, step, example, sheet, threshold, M, L, DROPOUT, False,
+        )  # fmt: skip
+        dv = dot(kept.to(q.dtype).T, dout, dv)
+        dk = dot((probs * (dprobs - delta[:, None])).to(q.dtype).T, q, dk)
     else:
         scores = dot(k, q.T) * score_scale
         probs = tl.exp2(scores - top[None, :]) * one_over[None, :]

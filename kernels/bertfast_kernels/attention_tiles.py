@@ -20,6 +20,15 @@ def dot(a, b, acc=None):
 
 
 @jit
+def dot_transposed(a, b):
+    """a.T @ b. From 64 columns of b on as (b.T @ a).T: b lies in shared memory either way round, and a need not come back from it."""
+    if b.shape[1] >= 64:
+        return dot(b.T, a).T
+    else:
+        return dot(a.T, b)
+
+
+@jit
 def key_order(L: tl.constexpr, DROPOUT: tl.constexpr):
     """The key, from the tile's first, of each of its L columns.
 
@@ -33,26 +42,19 @@ def key_order(L: tl.constexpr, DROPOUT: tl.constexpr):
 
 
 @jit
-def keep_mask(seed, step, first_query, first_key, example, sheet, threshold, M: tl.constexpr, L: tl.constexpr):
-    """The keep mask [M, L] of M queries and L keys in key_order: bit for bit dropout.keyed_mask.
+def keep_mask(seed, step, query, block, example, sheet, varies, threshold):
+    """The keep mask [M, L] of the queries [M] and the keys of the Philox blocks [L / 4], in key_order: bit for bit dropout.keyed_mask.
 
-    `nothing` is always 0 (heads are fewer than 2**15), but only we know: without it the compiler finds that a part of Philox is the same for every
-    head or block of queries, computes it once, ahead of all, and spills it.
+    sheet: site + (head << 16), a scalar or [M]. varies: any int of less than 2**31 that differs from one call of a loop to the next. Its sign is always 0,
+    but only we know: without it the compiler finds that a part of Philox is the same in every turn, computes it once, ahead of all, and spills it.
     """
-    nothing = (sheet + first_query + first_key) >> 31
-    query = (first_query + tl.arange(0, M)).to(tl.uint32)[:, None, None, None]
-    block = ((first_key // 4 + tl.arange(0, L // 4)).to(tl.uint32) + nothing)[None, :, None, None]
+    sheet = sheet.to(tl.uint32)
+    if len(sheet.shape) == 1:
+        sheet = sheet[:, None, None, None]
+    query = query.to(tl.uint32)[:, None, None, None]
+    block = (block + (varies >> 31)).to(tl.uint32)[None, :, None, None]
     bits = _bits_of_fours(seed, step, block, query, example, sheet)
-    return bits.permute(0, 3, 1, 2).reshape(M, L) >= threshold.to(tl.uint32, bitcast=True)
-
-
-@jit
-def keep_mask_of_heads(seed, step, query, example, sheet, threshold, L: tl.constexpr):
-    """The keep mask [G, M, L] of the queries [M], the sheets [G] and the keys 0..L-1 in key_order."""
-    query = query.to(tl.uint32)[None, :, None, None, None]
-    block = tl.arange(0, L // 4).to(tl.uint32)[None, None, :, None, None]
-    bits = _bits_of_fours(seed, step, block, query, example, sheet[:, None, None, None, None])
-    return bits.permute(0, 1, 4, 2, 3).reshape(sheet.shape[0], query.shape[1], L) >= threshold.to(tl.uint32, bitcast=True)
+    return bits.permute(0, 3, 1, 2).reshape(query.shape[0], 4 * block.shape[1]) >= threshold.to(tl.uint32, bitcast=True)
 
 
 @jit
@@ -76,41 +78,101 @@ def _bits_of_fours(seed, step, block, query, example, sheet):
 
 
 @jit
-def load_rows(ptr, row, n_rows, stride, H: tl.constexpr, H_BLOCK: tl.constexpr):
-    """ptr[row, 0:H] as [rows, H_BLOCK], zeros from row n_rows on."""
+def attend(
+    q, out, top, total, qkv_ptr, width, first_key, length, score_scale, seed, step, first, example, sheet, threshold,
+    M: tl.constexpr, L: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr, DROPOUT: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """Take the L keys from first_key on into out, top (the largest score) and total (the sum of exponentials below it). RAGGED: some may not be."""
+    key = first_key + key_order(L, DROPOUT)
+    n_rows = length if RAGGED else None
+    k = load_rows(qkv_ptr + width, key, n_rows, 3 * width, H, H_BLOCK)
+    v = load_rows(qkv_ptr + 2 * width, key, n_rows, 3 * width, H, H_BLOCK)
+    scores = dot(q, k.T)
+    if RAGGED:
+        scores = tl.where((key < length)[None, :], scores, float("-inf"))
+    higher = tl.maximum(top, tl.max(scores, 1) * score_scale)
+    probs = tl.exp2(scores * score_scale - higher[:, None])
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(probs, 1)
+    if DROPOUT:
+        block = first_key // 4 + tl.arange(0, L // 4)
+        keep = keep_mask(seed, step, first + tl.arange(0, M), block, example, sheet, first + first_key, threshold)
+        probs = tl.where(keep, probs, 0.0)
+    out = dot(probs.to(v.dtype), v, out * shrink[:, None])
+    return out, higher, total
+
+
+@jit
+def probabilities(
+    q, k, v, dout, top, one_over, first, first_key, length, score_scale, seed, step, example, sheet, threshold,
+    M: tl.constexpr, L: tl.constexpr, DROPOUT: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """(P, P without what was dropped, dP before the dropout's scale) of M queries and L keys."""
+    scores = dot(q, k.T) * score_scale - top[:, None]
+    if RAGGED:
+        scores = tl.where((first_key + key_order(L, DROPOUT) < length)[None, :], scores, float("-inf"))
+    probs = tl.exp2(scores) * one_over[:, None]
+    if DROPOUT:
+        block = first_key // 4 + tl.arange(0, L // 4)
+        probs = signed(probs, keep_mask(seed, step, first + tl.arange(0, M), block, example, sheet, first + first_key, threshold))
+    return unsigned(probs, dot(dout, v.T), DROPOUT)
+
+
+@jit
+def signed(probs, keep):
+    """P, negative where it was dropped: the mask then waits for dP in no register of its own."""
+    return tl.where(keep, probs, -probs)
+
+
+@jit
+def unsigned(probs, dprobs, DROPOUT: tl.constexpr):
+    """(P, P without what was dropped, dP without it) from P as `signed` left it. Where P is 0 the mask is lost, and does not matter."""
+    kept = probs
+    if DROPOUT:
+        kept = tl.maximum(probs, 0.0)
+        dprobs = tl.where(probs > 0.0, dprobs, 0.0)
+        probs = tl.abs(probs)
+    return probs, kept, dprobs
+
+
+@jit
+def load_tile(ptr, offset, there, H: tl.constexpr, H_BLOCK: tl.constexpr):
+    """ptr[offset + 0:H] as [rows, H_BLOCK], zeros for rows that are not there. there: bool [rows], or None: all are."""
     h = tl.arange(0, H_BLOCK)
-    mask = (row < n_rows)[:, None]
+    if there is None:
+        if H < H_BLOCK:
+            x = tl.load(ptr + offset[:, None] + h[None, :], mask=(h < H)[None, :], other=0.0)
+        else:
+            x = tl.load(ptr + offset[:, None] + h[None, :])
+    else:
+        mask = there[:, None]
+        if H < H_BLOCK:
+            mask = mask & (h < H)[None, :]
+        x = tl.load(ptr + offset[:, None] + h[None, :], mask=mask, other=0.0)
+    return x
+
+
+@jit
+def store_tile(ptr, x, offset, there, H: tl.constexpr, H_BLOCK: tl.constexpr):
+    """ptr[offset + 0:H] = x [rows, H_BLOCK], of rows that are there."""
+    h = tl.arange(0, H_BLOCK)
+    mask = there[:, None]
     if H < H_BLOCK:
         mask = mask & (h < H)[None, :]
-    return tl.load(ptr + row[:, None] * stride + h[None, :], mask=mask, other=0.0)
+    tl.store(ptr + offset[:, None] + h[None, :], x.to(ptr.dtype.element_ty), mask=mask)
+
+
+@jit
+def load_rows(ptr, row, n_rows, stride, H: tl.constexpr, H_BLOCK: tl.constexpr):
+    """ptr[row, 0:H] as [rows, H_BLOCK], zeros from row n_rows on; n_rows None: there is no such row."""
+    there = None if n_rows is None else row < n_rows
+    return load_tile(ptr, row * stride, there, H, H_BLOCK)
 
 
 @jit
 def store_rows(ptr, x, row, n_rows, stride, H: tl.constexpr, H_BLOCK: tl.constexpr):
     """ptr[row, 0:H] = x [rows, H_BLOCK], up to row n_rows."""
-    h = tl.arange(0, H_BLOCK)
-    mask = (row < n_rows)[:, None]
-    if H < H_BLOCK:
-        mask = mask & (h < H)[None, :]
-    tl.store(ptr + row[:, None] * stride + h[None, :], x.to(ptr.dtype.element_ty), mask=mask)
-
-
-@jit
-def load_heads(ptr, row, n_rows, stride, G: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr):
-    """ptr[row, g, 0:H] as [G, rows, H_BLOCK], zeros from row n_rows on."""
-    g = tl.arange(0, G)[:, None, None]
-    h = tl.arange(0, H_BLOCK)[None, None, :]
-    mask = (row < n_rows)[None, :, None] & (h < H)
-    return tl.load(ptr + row[None, :, None] * stride + g * H + h, mask=mask, other=0.0)
-
-
-@jit
-def store_heads(ptr, x, row, n_rows, stride, G: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr):
-    """ptr[row, g, 0:H] = x [G, rows, H_BLOCK], up to row n_rows."""
-    g = tl.arange(0, G)[:, None, None]
-    h = tl.arange(0, H_BLOCK)[None, None, :]
-    mask = (row < n_rows)[None, :, None] & (h < H)
-    tl.store(ptr + row[None, :, None] * stride + g * H + h, x.to(ptr.dtype.element_ty), mask=mask)
+    store_tile(ptr, x, row * stride, row < n_rows, H, H_BLOCK)
 
 
 @jit

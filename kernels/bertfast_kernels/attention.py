@@ -14,6 +14,7 @@ length. attention_cls.py: one query a sequence.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,15 @@ def _numbers(head_size: int, p: float, site: int, key: Tensor | None) -> tuple[f
     return math.log2(math.e) / math.sqrt(head_size), keep_scale, site, threshold
 
 
-def _launch_forward(qkv, cu_seqlens, max_seqlen: int, p: float, site: int, key, example_ids, plan=None) -> tuple[Tensor, Tensor]:
+@functools.cache
+def _has_wgmma(device: torch.device) -> bool:
+    """Whether the tensor cores read their operands from shared memory: NVIDIA's of compute capability 9.0 and 10.0."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
+def _launch_forward(
+    qkv, cu_seqlens, max_seqlen: int, p: float, site: int, key, example_ids, plan=None, wgmma=None
+) -> tuple[Tensor, Tensor]:
     """(out [T, N H], stats float32 [2, N, T])."""
     n_tokens, _, n_heads, size = qkv.shape
     n_sequences = cu_seqlens.shape[0] - 1
@@ -52,22 +61,23 @@ def _launch_forward(qkv, cu_seqlens, max_seqlen: int, p: float, site: int, key, 
     stats = qkv.new_empty((2, n_heads, n_tokens), dtype=torch.float32)
     if n_tokens == 0:
         return out, stats
-    plan = plan or tiling.attention_plan(n_tokens, n_sequences, max_seqlen, qkv.element_size())
+    wgmma = _has_wgmma(qkv.device) if wgmma is None else wgmma
+    plan = plan or tiling.attention_plan(n_tokens, n_sequences, max_seqlen, qkv.element_size(), size, wgmma)
     tensors = (qkv, out, stats, cu_seqlens, example_ids, key, n_tokens, n_sequences)
     numbers = _numbers(size, p, site, key)
     constants = {"N": n_heads, "H": size, "H_BLOCK": tiling.head_block(size), "DROPOUT": p > 0}
     if plan.medium:
         launch(
             medium_forward, (n_heads, n_sequences + 1), *tensors, *numbers, **constants,
-            **tiling.medium_forward_tile(size)._asdict(),
+            **tiling.medium_forward_tile(wgmma)._asdict(),
         )  # fmt: skip
     elif plan.longest:
         launch(
             short_forward, (cdiv(n_heads, plan.heads_each), n_sequences + 1), *tensors, plan.heads_each, plan.longest, *numbers, **constants,
-            num_warps=4, num_stages=1,
+            num_warps=tiling.short_forward_warps(size, wgmma), num_stages=1,
         )  # fmt: skip
     if plan.shortest is not None:
-        tile = tiling.long_forward_tile(qkv.element_size(), size)
+        tile = tiling.long_forward_tile(qkv.element_size(), size, p > 0, wgmma)
         grid = (n_heads, cdiv(max_seqlen, tile.M), n_sequences + (plan.longest == 0))
         launch(
             long_forward, grid, *tensors, plan.shortest, *numbers, **constants,
@@ -76,21 +86,24 @@ def _launch_forward(qkv, cu_seqlens, max_seqlen: int, p: float, site: int, key, 
     return out, stats
 
 
-def _launch_backward(dout, qkv, out, stats, cu_seqlens, max_seqlen: int, p: float, site: int, key, example_ids, plan=None) -> Tensor:
+def _launch_backward(
+    dout, qkv, out, stats, cu_seqlens, max_seqlen: int, p: float, site: int, key, example_ids, plan=None, wgmma=None
+) -> Tensor:
     """dqkv [T, 3, N, H]."""
     n_tokens, _, n_heads, size = qkv.shape
     n_sequences = cu_seqlens.shape[0] - 1
     dqkv = torch.empty_like(qkv)
     if n_tokens == 0:
         return dqkv
-    plan = plan or tiling.attention_plan(n_tokens, n_sequences, max_seqlen, qkv.element_size())
+    wgmma = _has_wgmma(qkv.device) if wgmma is None else wgmma
+    plan = plan or tiling.attention_plan(n_tokens, n_sequences, max_seqlen, qkv.element_size(), size, wgmma)
     tensors = (cu_seqlens, example_ids, key, n_tokens, n_sequences)
     numbers = _numbers(size, p, site, key)
     constants = {"N": n_heads, "H": size, "H_BLOCK": tiling.head_block(size), "DROPOUT": p > 0}
     if plan.medium:
         launch(
             medium_backward, (n_heads, n_sequences + 1), qkv, out, dout, stats, dqkv, *tensors, *numbers, **constants,
-            **tiling.medium_backward_tile(size)._asdict(),
+            **tiling.medium_backward_tile(wgmma)._asdict(),
         )  # fmt: skip
     elif plan.longest:
         launch(
@@ -100,13 +113,13 @@ def _launch_backward(dout, qkv, out, stats, cu_seqlens, max_seqlen: int, p: floa
     if plan.shortest is not None:
         delta = torch.empty_like(stats[0])
         sequences = n_sequences + (plan.longest == 0)
-        tile = tiling.long_backward_queries_tile(qkv.element_size(), size)
+        tile = tiling.long_backward_queries_tile(qkv.element_size(), size, p > 0, wgmma)
         launch(
             long_backward_queries, (n_heads, cdiv(max_seqlen, tile.M), sequences),
             qkv, out, dout, stats, delta, dqkv, *tensors, plan.shortest, *numbers, **constants,
             EXACT=qkv.dtype == torch.float32, **tile._asdict(),
         )  # fmt: skip
-        tile = tiling.long_backward_keys_tile(qkv.element_size(), size)
+        tile = tiling.long_backward_keys_tile(qkv.element_size(), size, wgmma)
         launch(
             long_backward_keys, (n_heads, cdiv(max_seqlen, tile.L), sequences),
             qkv, dout, stats, delta, dqkv, *tensors, plan.shortest, *numbers, **constants,
@@ -226,13 +239,13 @@ def variants(shape: EncoderShape) -> list[Launch]:
     cu_seqlens = shape.tensor(65, dtype=torch.int32)
     stats = shape.tensor(2, shape.heads, 64, dtype=torch.float32)
     batches = [(64 * mean, 64, longest) for longest in {min(128, shape.max_seqlen), shape.max_seqlen} for mean in (1, longest)]
-    plans = {tiling.attention_plan(*batch, qkv.element_size()) for batch in batches}
+    plans = {tiling.attention_plan(*batch, qkv.element_size(), shape.head_size, shape.wgmma) for batch in batches}
     with record_launches() as launches:
         for dropout in shape.dropouts():
             bits = (dropout.p, 1, dropout.key, dropout.example_ids)
             for plan in sorted(plans, key=str):
-                out, _ = _launch_forward(qkv, cu_seqlens, shape.max_seqlen, *bits, plan)
-                _launch_backward(out, qkv, out, stats, cu_seqlens, shape.max_seqlen, *bits, plan)
+                out, _ = _launch_forward(qkv, cu_seqlens, shape.max_seqlen, *bits, plan, shape.wgmma)
+                _launch_backward(out, qkv, out, stats, cu_seqlens, shape.max_seqlen, *bits, plan, shape.wgmma)
             out, _ = _launch_cls_forward(q, kv, cu_seqlens, *bits)
             _launch_cls_backward(out, q, kv, out, stats, cu_seqlens, *bits)
     return launches

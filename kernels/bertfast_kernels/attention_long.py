@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from bertfast_kernels._philox import load_key
 from bertfast_kernels._triton import jit, tl
-from bertfast_kernels.attention_tiles import attend, dot, key_order, load_rows, probabilities, store_rows, zero_tail
+from bertfast_kernels.attention_tiles import (
+    attend,
+    dot,
+    dot_transposed,
+    key_order,
+    load_rows,
+    no_sum,
+    probabilities,
+    store_rows,
+    untransposed,
+    zero_tail,
+)
 
 # T tokens, B sequences, N heads, H head size, M queries, L keys
 
@@ -50,7 +61,6 @@ def long_forward(
         length = tl.load(cu_seqlens_ptr + sequence + 1) - start
         if (first < length) & (length >= shortest):
             qkv_ptr += start.to(tl.int64) * 3 * width + head * H
-            out_ptr += start.to(tl.int64) * width + head * H
             seed, step, example, sheet = 0, 0, 0, 0
             if DROPOUT:
                 seed, step = load_key(key_ptr)
@@ -73,6 +83,7 @@ def long_forward(
                     seed, step, first, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, True,
                 )  # fmt: skip
             one_over = 1.0 / total
+            out_ptr += start.to(tl.int64) * width + head * H
             store_rows(out_ptr, out * (keep_scale * one_over)[:, None], query, length, width, H, H_BLOCK)
             stats_ptr += head.to(tl.int64) * n_tokens + start
             tl.store(stats_ptr + query, top, mask=query < length)
@@ -233,8 +244,7 @@ def long_backward_keys(
             k = load_rows(qkv_ptr + width, key, length, 3 * width, H, H_BLOCK)
             v = load_rows(qkv_ptr + 2 * width, key, length, 3 * width, H, H_BLOCK)
             plane = n_tokens.to(tl.int64) * N
-            dk = tl.zeros([L, H_BLOCK], tl.float32)
-            dv = tl.zeros([L, H_BLOCK], tl.float32)
+            dk, dv = no_sum(L, H_BLOCK), no_sum(L, H_BLOCK)
             whole = length // M * M
             for first in range(0, whole, M):
                 dk, dv = _add_dk_dv(
@@ -246,8 +256,8 @@ def long_backward_keys(
                     dk, dv, k, v, qkv_ptr, dout_ptr, stats_ptr, plane, delta_ptr, width, whole, length, first_key, score_scale,
                     seed, step, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, True,
                 )  # fmt: skip
-            store_rows(dqkv_ptr + width, dk * (score_scale * _LN2 * keep_scale), key, length, 3 * width, H, H_BLOCK)
-            store_rows(dqkv_ptr + 2 * width, dv * keep_scale, key, length, 3 * width, H, H_BLOCK)
+            store_rows(dqkv_ptr + width, untransposed(dk, H_BLOCK) * (score_scale * _LN2 * keep_scale), key, length, 3 * width, H, H_BLOCK)
+            store_rows(dqkv_ptr + 2 * width, untransposed(dv, H_BLOCK) * keep_scale, key, length, 3 * width, H, H_BLOCK)
 
 
 @jit
@@ -255,7 +265,7 @@ def _add_dk_dv(
     dk, dv, k, v, qkv_ptr, dout_ptr, stats_ptr, plane, delta_ptr, width, first, length, first_key, score_scale, seed, step, example, sheet,
     threshold, M: tl.constexpr, L: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr, DROPOUT: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
-    """dk (before the scales) and dv (before the dropout's) plus what M more queries add to them.
+    """dk (before its scales) and dv (before the dropout's) plus what M more queries add to them.
 
     Rows of keys that are not there give rows of dk and dv that are never stored; rows of queries that are not there are zeros, and add nothing.
     """
@@ -266,18 +276,9 @@ def _add_dk_dv(
     top = tl.load(stats_ptr + query, mask=query < length, other=0.0)
     one_over = tl.load(stats_ptr + plane + query, mask=query < length, other=0.0)
     delta = tl.load(delta_ptr + query, mask=query < length, other=0.0)
-    if DROPOUT:
-        probs, kept, dprobs = probabilities(
-            q, k, v, dout, top, one_over, first, first_key, length, score_scale,
-            seed, step, example, sheet, threshold, M, L, DROPOUT, False,
-        )  # fmt: skip
-        dv = dot(kept.to(q.dtype).T, dout, dv)
-        dk = dot((probs * (dprobs - delta[:, None])).to(q.dtype).T, q, dk)
-    else:
-        scores = dot(k, q.T) * score_scale
-        probs = tl.exp2(scores - top[None, :]) * one_over[None, :]
-        dv = dot(probs.to(q.dtype), dout, dv)
-        dprobs = dot(v, dout.T)
-        dscores = probs * (dprobs - delta[None, :])
-        dk = dot(dscores.to(q.dtype), q, dk)
+    probs, kept, dprobs = probabilities(
+        q, k, v, dout, top, one_over, first, first_key, length, score_scale, seed, step, example, sheet, threshold, M, L, DROPOUT, False
+    )
+    dv = dot_transposed(kept.to(q.dtype), dout, dv)
+    dk = dot_transposed((probs * (dprobs - delta[:, None])).to(q.dtype), q, dk)
     return dk, dv

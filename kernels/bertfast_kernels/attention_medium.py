@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from bertfast_kernels._philox import load_key
 from bertfast_kernels._triton import jit, tl
-from bertfast_kernels.attention_tiles import attend, dot, dot_transposed, key_order, load_rows, probabilities, store_rows, zero_tail
+from bertfast_kernels.attention_tiles import (
+    attend,
+    dot,
+    dot_transposed,
+    key_order,
+    load_rows,
+    probabilities,
+    store_rows,
+    untransposed,
+    zero_tail,
+)
 
 # T tokens, B sequences, N heads, H head size, M queries (as many as the longest sequence has tokens, or more), L keys of a block
 
@@ -129,10 +139,10 @@ def medium_backward(
                     q, k, v, dout, top, one_over, 0, first_key, length, score_scale,
                     seed, step, example, sheet, threshold, M, L, DROPOUT, True,
                 )  # fmt: skip
-                dv = dot_transposed(kept.to(v.dtype), dout) * keep_scale
+                dv = untransposed(dot_transposed(kept.to(v.dtype), dout), H_BLOCK) * keep_scale
                 store_rows(dqkv_ptr + 2 * width, dv, key, length, stride, H, H_BLOCK)
                 dscores = (probs * (dprobs - delta[:, None])).to(q.dtype)
-                dk = dot_transposed(dscores, q) * grad_scale
+                dk = untransposed(dot_transposed(dscores, q), H_BLOCK) * grad_scale
                 store_rows(dqkv_ptr + width, dk, key, length, stride, H, H_BLOCK)
                 dq = dot(dscores, k, dq)
             store_rows(dqkv_ptr, dq * grad_scale, query, length, stride, H, H_BLOCK)

@@ -16,11 +16,13 @@ from bertfast_kernels.attention_tiles import (
     key_order,
     load_rows,
     load_tile,
+    no_sum,
     probabilities,
     signed,
     store_rows,
     store_tile,
     unsigned,
+    untransposed,
     zero_tail,
 )
 
@@ -67,9 +69,6 @@ def short_forward(
         zero_tail(out_ptr + first_head * H, start, n_tokens, width, (last_head - first_head) * H, 16, H_BLOCK, 0, 1)
     else:
         length = tl.load(cu_seqlens_ptr + sequence + 1) - start
-        qkv_ptr += start.to(tl.int64) * 3 * width
-        out_ptr += start.to(tl.int64) * width
-        stats_ptr += start
         plane = n_tokens.to(tl.int64) * N
         seed, step, example = 0, 0, 0
         if DROPOUT:
@@ -80,16 +79,24 @@ def short_forward(
             heads = _R >> shift
             if (length > 0) & (first_head % heads == 0):
                 for head in range(first_head, last_head, heads):
+                    here = _here(start, head)
                     _attend_tile(
-                        qkv_ptr, out_ptr, stats_ptr, plane, head, shift, length, n_tokens, width, score_scale, keep_scale,
+                        qkv_ptr + here * 3 * width, out_ptr + here * width, stats_ptr + here, plane, head, shift, length, n_tokens, width, score_scale, keep_scale,
                         seed, step, example, site, threshold, N, H, H_BLOCK, DROPOUT,
                     )  # fmt: skip
         elif length <= longest:
             for head in range(first_head, last_head):
+                here = _here(start, head)
                 _attend_in_blocks(
-                    qkv_ptr + head * H, out_ptr + head * H, stats_ptr + n_tokens.to(tl.int64) * head, plane, length, width, score_scale, keep_scale,
-                    seed, step, example, site + (head << 16), threshold, H, H_BLOCK, DROPOUT,
+                    qkv_ptr + here * 3 * width + head * H, out_ptr + here * width + head * H,
+                    stats_ptr + n_tokens.to(tl.int64) * head + here, plane, length, width, score_scale, keep_scale, seed, step, example, site + (head << 16), threshold, H, H_BLOCK, DROPOUT,
                 )  # fmt: skip
+
+
+@jit
+def _here(start, head):
+    """The sequence's first token, made anew for each head: see _heads_of_rows."""
+    return (start + (head >> 31)).to(tl.int64)
 
 
 @jit
@@ -100,7 +107,12 @@ def _shift(length):
 
 @jit
 def _heads_of_rows(row, head, shift, length, N: tl.constexpr):
-    """(place of the head in the tile, token, and whether there is such a row) of rows."""
+    """(place of the head in the tile, token, and whether there is such a row) of rows.
+
+    head >> 31 is always 0, but only we know: without it the compiler finds that rows are the same for every head, makes all that is known of them ahead of
+    the loop over heads, and has no registers left inside.
+    """
+    row = row + (head >> 31)
     place = row >> shift
     token = row & ((1 << shift) - 1)
     return place, token, (token < length) & (head + place < N)
@@ -198,11 +210,6 @@ def short_backward(
             zero_tail(tail_ptr, start, n_tokens, 3 * width, (last_head - first_head) * H, 16, H_BLOCK, 0, 1)
     else:
         length = tl.load(cu_seqlens_ptr + sequence + 1) - start
-        qkv_ptr += start.to(tl.int64) * 3 * width
-        dqkv_ptr += start.to(tl.int64) * 3 * width
-        out_ptr += start.to(tl.int64) * width
-        dout_ptr += start.to(tl.int64) * width
-        stats_ptr += start
         plane = n_tokens.to(tl.int64) * N
         seed, step, example = 0, 0, 0
         if DROPOUT:
@@ -213,15 +220,17 @@ def short_backward(
             heads = _R >> shift
             if (length > 0) & (first_head % heads == 0):
                 for head in range(first_head, last_head, heads):
+                    here = _here(start, head)
                     _backward_tile(
-                        qkv_ptr, dout_ptr, stats_ptr, plane, dqkv_ptr, head, shift, length, n_tokens, width, score_scale, keep_scale,
+                        qkv_ptr + here * 3 * width, dout_ptr + here * width, stats_ptr + here, plane, dqkv_ptr + here * 3 * width, head, shift, length, n_tokens, width, score_scale, keep_scale,
                         seed, step, example, site, threshold, N, H, H_BLOCK, DROPOUT,
                     )  # fmt: skip
         elif length <= longest:
             for head in range(first_head, last_head):
+                here = _here(start, head)
                 _backward_in_blocks(
-                    qkv_ptr + head * H, out_ptr + head * H, dout_ptr + head * H, stats_ptr + n_tokens.to(tl.int64) * head, plane,
-                    dqkv_ptr + head * H, length, width, score_scale, keep_scale, seed, step, example, site + (head << 16), threshold,
+                    qkv_ptr + here * 3 * width + head * H, out_ptr + here * width + head * H, dout_ptr + here * width + head * H,
+                    stats_ptr + n_tokens.to(tl.int64) * head + here, plane, dqkv_ptr + here * 3 * width + head * H, length, width, score_scale, keep_scale, seed, step, example, site + (head << 16), threshold,
                     H, H_BLOCK, DROPOUT,
                 )  # fmt: skip
 
@@ -249,14 +258,14 @@ def _backward_tile(
     if DROPOUT:
         probs = signed(probs, _mask_of_heads(seed, step, place, query, head, shift, example, site, threshold))
     probs, kept, dprobs = unsigned(probs, dot(dout, v.T), DROPOUT)
-    dv = dot_transposed(kept.to(v.dtype), dout) * keep_scale
+    dv = untransposed(dot_transposed(kept.to(v.dtype), dout), H_BLOCK) * keep_scale
     store_tile(dqkv_ptr + 2 * width, dv, key_offset, key_there, H, H_BLOCK)
     delta = tl.sum(probs * dprobs, 1)
     dscores = (probs * (dprobs - delta[:, None])).to(q.dtype)
     grad_scale = score_scale * _LN2 * keep_scale
     dq = dot(dscores, k) * grad_scale
     store_tile(dqkv_ptr, dq, offset, there, H, H_BLOCK)
-    dk = dot_transposed(dscores, q) * grad_scale
+    dk = untransposed(dot_transposed(dscores, q), H_BLOCK) * grad_scale
     store_tile(dqkv_ptr + width, dk, key_offset, key_there, H, H_BLOCK)
 
 
@@ -276,17 +285,17 @@ def _backward_in_blocks(
         key = first_key + key_order(_THIN, DROPOUT)
         k = load_rows(qkv_ptr + width, key, length, 3 * width, H, H_BLOCK)
         v = load_rows(qkv_ptr + 2 * width, key, length, 3 * width, H, H_BLOCK)
-        dk = tl.zeros([H_BLOCK, _THIN], tl.float32)
-        dv = tl.zeros([H_BLOCK, _THIN], tl.float32)
+        dk = no_sum(_THIN, H_BLOCK)
+        dv = no_sum(_THIN, H_BLOCK)
         for first in range(0, length, _R):
             q, dout, kept, dscores = _block(
                 qkv_ptr, dout_ptr, stats_ptr, plane, k, v, tl.where(first == 0, delta0, delta1), first, first_key, length, width, score_scale,
                 seed, step, example, sheet, threshold, _THIN, H, H_BLOCK, DROPOUT,
             )  # fmt: skip
-            dv = dot(dout.T, kept.to(q.dtype), dv)
-            dk = dot(q.T, dscores, dk)
-        store_rows(dqkv_ptr + width, dk.T * grad_scale, key, length, 3 * width, H, H_BLOCK)
-        store_rows(dqkv_ptr + 2 * width, dv.T * keep_scale, key, length, 3 * width, H, H_BLOCK)
+            dv = dot_transposed(kept.to(q.dtype), dout, dv)
+            dk = dot_transposed(dscores, q, dk)
+        store_rows(dqkv_ptr + width, untransposed(dk, H_BLOCK) * grad_scale, key, length, 3 * width, H, H_BLOCK)
+        store_rows(dqkv_ptr + 2 * width, untransposed(dv, H_BLOCK) * keep_scale, key, length, 3 * width, H, H_BLOCK)
     for first in range(0, length, _R):
         dq = tl.zeros([_R, H_BLOCK], tl.float32)
         for first_key in range(0, length, _THIN):

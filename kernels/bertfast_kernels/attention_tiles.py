@@ -20,12 +20,31 @@ def dot(a, b, acc=None):
 
 
 @jit
-def dot_transposed(a, b):
-    """a.T @ b. From 64 columns of b on as (b.T @ a).T: b lies in shared memory either way round, and a need not come back from it."""
+def dot_transposed(a, b, acc=None):
+    """a.T @ b + acc for a [M, L] and b [M, H_BLOCK], or its transpose from H_BLOCK = 64 on: b lies in shared memory either way round, and a product
+    whose left side is b needs a there only. `untransposed` undoes it."""
     if b.shape[1] >= 64:
-        return dot(b.T, a).T
+        return dot(b.T, a, acc)
     else:
-        return dot(a.T, b)
+        return dot(a.T, b, acc)
+
+
+@jit
+def no_sum(L: tl.constexpr, H_BLOCK: tl.constexpr):
+    """Zeros as dot_transposed adds to them."""
+    if H_BLOCK >= 64:
+        return tl.zeros([H_BLOCK, L], tl.float32)
+    else:
+        return tl.zeros([L, H_BLOCK], tl.float32)
+
+
+@jit
+def untransposed(x, H_BLOCK: tl.constexpr):
+    """[L, H_BLOCK] from what dot_transposed returned."""
+    if H_BLOCK >= 64:
+        return x.T
+    else:
+        return x
 
 
 @jit

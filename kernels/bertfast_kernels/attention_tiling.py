@@ -10,6 +10,7 @@ from typing import NamedTuple
 from bertfast_kernels.tiling import next_power_of_2
 
 # T tokens, B sequences, N heads, H head size
+# wgmma: whether the tensor cores read their operands from shared memory (NVIDIA sm_90, sm_100); elsewhere (sm_80, AMD) operands are registers too
 
 MAX_SEQUENCES = 65534  # the grid's second axis holds one more, which clears the tail
 LIMIT = 128  # the longest sequence of the kernels for short and for medium ones
@@ -43,45 +44,61 @@ def head_block(head_size: int) -> int:
     return max(next_power_of_2(head_size), 16)
 
 
-def attention_plan(n_tokens: int, n_sequences: int, max_seqlen: int, element_size: int) -> AttentionPlan:
+def attention_plan(n_tokens: int, n_sequences: int, max_seqlen: int, element_size: int, head_size: int, wgmma: bool) -> AttentionPlan:
     """How a batch is run, from what the host knows of it: the longest sequence and the mean.
 
     Up to a mean of 64, most sequences fill no more than one tile of the short kernels, which do what is longer in blocks; where the longest is beyond them,
     the long kernels run too, and each skips what is the other's. A program takes four heads where most sequences have up to 32 tokens (a mean of
-    24): with a head each, three programs of four would find nothing to do. float32 has no tensor cores without TF32, and takes the long kernels alone.
+    24): with a head each, three programs of four would find nothing to do. float32 has no tensor cores without TF32, and takes the long kernels alone;
+    heads beyond 64 are too wide for the registers of the short kernels and, without wgmma, of the medium ones.
     """
-    short = n_tokens <= 64 * n_sequences
-    if element_size > 2 or (max_seqlen > LIMIT and not short):
+    wide = head_block(head_size) > 64
+    short = n_tokens <= 64 * n_sequences and not wide
+    if element_size > 2 or (max_seqlen > LIMIT and not short) or (wide and not wgmma):
         return AttentionPlan(0, 0)
     if not short:
         return AttentionPlan(LIMIT, None, medium=True)
     return AttentionPlan(LIMIT, LIMIT + 1 if max_seqlen > LIMIT else None, 4 if n_tokens <= 24 * n_sequences else 1)
 
 
-def medium_forward_tile(head_size: int) -> Tile:
-    return Tile(LIMIT, 32, 8, 2)
+def short_forward_warps(head_size: int, wgmma: bool) -> int:
+    return 4 if wgmma or head_block(head_size) <= 32 else 8
 
 
-def medium_backward_tile(head_size: int) -> Tile:
-    return Tile(LIMIT, 32, 8, 2)
+def medium_forward_tile(wgmma: bool) -> Tile:
+    return Tile(LIMIT, 32, 8, 2 if wgmma else 1)
 
 
-def long_forward_tile(element_size: int, head_size: int) -> Tile:
+def medium_backward_tile(wgmma: bool) -> Tile:
+    return Tile(LIMIT, 32, 8, 2 if wgmma else 1)
+
+
+def long_forward_tile(element_size: int, head_size: int, dropout: bool, wgmma: bool) -> Tile:
+    """128 queries read K and V half as often as 64; with dropout, fewer keys at once leave room for Philox and for a second program."""
+    return _operands_in_registers(element_size, head_size, wgmma) or (Tile(128, 32, 8, 3) if dropout else Tile(128, 64, 8, 2))
+
+
+def long_backward_queries_tile(element_size: int, head_size: int, dropout: bool, wgmma: bool) -> Tile:
+    return _operands_in_registers(element_size, head_size, wgmma) or (Tile(64, 64, 4, 2) if dropout else Tile(128, 64, 8, 2))
+
+
+def _operands_in_registers(element_size: int, head_size: int, wgmma: bool) -> Tile | None:
+    """The tile of a kernel that holds queries and streams keys, where registers leave no choice."""
+    wide = head_block(head_size) > 64
     if element_size > 2:
         return Tile(16, 16, 8, 1)
-    return Tile(128, 64, 8, 2) if head_block(head_size) <= 64 else Tile(64, 64, 4, 2)
+    if wide and not wgmma:
+        return Tile(32, 32, 4, 2)
+    return Tile(64, 32, 4, 2) if wide or not wgmma else None
 
 
-def long_backward_queries_tile(element_size: int, head_size: int) -> Tile:
+def long_backward_keys_tile(element_size: int, head_size: int, wgmma: bool) -> Tile:
+    wide = head_block(head_size) > 64
     if element_size > 2:
         return Tile(16, 16, 8, 1)
-    return Tile(128, 64, 8, 2) if head_block(head_size) <= 64 else Tile(64, 64, 4, 2)
-
-
-def long_backward_keys_tile(element_size: int, head_size: int) -> Tile:
-    if element_size > 2:
-        return Tile(16, 16, 8, 1)
-    return Tile(64, 128, 8, 2) if head_block(head_size) <= 64 else Tile(64, 64, 4, 2)
+    if wide and not wgmma:
+        return Tile(64, 16, 4, 1)
+    return Tile(64, 32 if wide or not wgmma else 64, 4, 2)
 
 
 def cls_keys(head_size: int) -> int:

@@ -42,6 +42,11 @@ class Target:
     registers: int  # a thread can have: 32-bit ones
     register_file: int  # 32-bit registers of all threads of a program together
 
+    @property
+    def wgmma(self) -> bool:
+        """Whether its tensor cores read their operands from shared memory."""
+        return self.backend == "cuda" and self.arch >= 90
+
     def gpu(self):
         """Triton's name for it."""
         return load_triton().backends.compiler.GPUTarget(self.backend, self.arch, self.warp_size)
@@ -73,6 +78,7 @@ class EncoderShape:
     segments: int = 2
     num_labels: int | None = 2  # classes of the cross entropy; None where there is none, as for a regression
     gelu: str = "none"
+    wgmma: bool = True  # attention's tiles are those of a GPU whose tensor cores read from shared memory
 
     def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor of that shape, of the encoder's dtype unless told, that takes no memory."""
@@ -137,12 +143,8 @@ def compile_kernels(
     if not HAS_TRITON or is_interpreting():
         raise RuntimeError("kernels are compiled by Triton, with TRITON_INTERPRET unset" if HAS_TRITON else "Triton is not installed")
     shapes = [shapes] if isinstance(shapes, EncoderShape) else shapes
-    distinct: dict[tuple, tuple[EncoderShape, int]] = {}
-    for shape in shapes:
-        for index, launch in enumerate(launches_of(shape)):
-            distinct.setdefault(_identity(launch), (shape, index))
     gpus = [TARGETS[target] if isinstance(target, str) else target for target in targets]
-    work = [(shape, gpu, index) for gpu in gpus for shape, index in distinct.values()]
+    work = [(shape, gpu, index) for gpu in gpus for shape, index in _distinct(shapes, gpu)]
     if processes == 1:
         return _counted((_compile_one(*item) for item in work), len(work), on_row)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -170,14 +172,27 @@ def launches_of(shape: EncoderShape) -> tuple[Launch, ...]:
     )
 
 
+def _launches_on(shape: EncoderShape, target: Target) -> tuple[Launch, ...]:
+    return launches_of(replace(shape, wgmma=target.wgmma))
+
+
 def _identity(launch: Launch) -> tuple:
     """What tells one compilation from another. Numbers do not: no kernel here is specialised on one (a test holds that)."""
     kinds = (str(arg.dtype) if isinstance(arg, torch.Tensor) else type(arg).__name__ for arg in launch.args)
     return launch.kernel.__name__, *kinds, *sorted(launch.options.items())
 
 
+def _distinct(shapes: Sequence[EncoderShape], target: Target) -> list[tuple[EncoderShape, int]]:
+    """Every compilation that the shapes need on a target, once: a shape and the number of its launch there."""
+    distinct: dict[tuple, tuple[EncoderShape, int]] = {}
+    for shape in shapes:
+        for index, launch in enumerate(_launches_on(shape, target)):
+            distinct.setdefault(_identity(launch), (shape, index))
+    return list(distinct.values())
+
+
 def _compile_one(shape: EncoderShape, target: Target, index: int) -> CompiledKernel:
-    launch = launches_of(shape)[index]
+    launch = _launches_on(shape, target)[index]
     constexprs = {name: value for name, value in launch.options.items() if name not in ("num_warps", "num_stages")}
     floats = [arg.dtype for arg in launch.args if isinstance(arg, torch.Tensor) and arg.is_floating_point()]
     dtype = min(floats, key=lambda dtype: dtype.itemsize)

@@ -66,7 +66,7 @@ def modules(request, tmp_path_factory) -> Path:
         pytest.param("model_quantized.onnx", "q8", "int8", id="int8"),
     ],
 )
-def test_node_gives_the_same_answers(file, dtype, variant, bundle, modules, tmp_path):
+def test_node_gives_the_same_answers(file, dtype, variant, modules, bundle, tmp_path):
     from transformers import AutoTokenizer
 
     features = AutoTokenizer.from_pretrained(bundle)(TEXTS, padding=True, truncation=True, return_tensors="np")
@@ -111,7 +111,7 @@ def optimum(request, tmp_path_factory) -> Path:
     return python
 
 
-def test_optimum_gives_the_same_answers(bundle, optimum):
+def test_optimum_gives_the_same_answers(optimum, bundle):
     code = (
         "import json, sys\n"
         "from optimum.onnxruntime import ORTModelForSequenceClassification\n"

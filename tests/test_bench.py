@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,13 @@ def test_lengths_of_mnli(monkeypatch):
     monkeypatch.delenv("BERTFAST_DATA", raising=False)
     lengths = mnli_lengths(1)
     assert lengths.mean() == pytest.approx(39.2, rel=0.03) and lengths.max() <= 128 and (lengths == mnli_lengths(1)).all()
+
+
+def test_contenders_take_turns():
+    pytest.importorskip("onnxruntime")
+    from bench.bench_export import WARM_UP, compare
+
+    calls = []
+    rows = compare({"slow": lambda: (calls.append("slow"), time.sleep(0.02)), "fast": lambda: calls.append("fast")}, rounds=3)
+    assert calls == ["slow"] * WARM_UP + ["fast"] * WARM_UP + ["slow", "fast"] * 3
+    assert rows["slow"]["speedup"] == [1.0, 1.0, 1.0] and rows["slow"]["milliseconds"] >= 20 > rows["fast"]["milliseconds"]

@@ -102,8 +102,9 @@ def test_verify_repeats_the_trial(made, capsys):
         pytest.param(lambda path: (path / "tokenizer.json").write_text("{}"), r"tokenizer\.json has changed", id="tokenizer-changed"),
     ],
 )
-def test_verify_notices_a_change(spoil, message, bundle):
+def test_verify_notices_a_change(spoil, message, bundle, capsys):
     spoil(bundle)
+    assert main(["verify", str(bundle)]) == 4 and "error: " in capsys.readouterr().err
     with pytest.raises(VerificationError, match=message):
         verify_bundle(str(bundle), say=lambda line: None)
 

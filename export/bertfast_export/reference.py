@@ -55,6 +55,11 @@ class Answers:
         """The mean difference of float32 from float64: what rounding alone does to a logit."""
         return float(np.mean(np.concatenate([np.abs(a - b).ravel() for a, b in zip(self.exact, self.rounded, strict=True)])))
 
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the logits, over cases and classes."""
+        return max(float(np.concatenate([array.ravel() for array in self.exact]).std()), 1e-6)
+
 
 def _ask(model: Eager, cases: list[Case]) -> list[np.ndarray]:
     return [model.logits(case.features) for case in cases]

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
-from bench.bench_data import provenance
+from bench.harness import provenance
 from bertfast_export.classifier import FILES, OnnxClassifier
 from bertfast_export.runtime import open_session
 from bertfast_export.verify import run_cases
@@ -127,12 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = latency(arguments) + (throughput(arguments) if arguments.texts else [])
-    facts = provenance()
-    facts["versions"]["onnxruntime"] = onnxruntime.__version__
-    facts |= {
-        "threads": arguments.threads,
-        "command": shlex.join(["python", "-m", "bench.bench_export", *(Path(word).name for word in sys.argv[1:])]),
-    }
+    facts = {"threads": arguments.threads, **provenance("bench.bench_export", ("torch", "transformers", "onnxruntime"))}
     lines = [json.dumps({**row, **facts}) for row in rows]
     print(*lines, sep="\n")
     if arguments.output:

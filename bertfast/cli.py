@@ -1,4 +1,4 @@
-"""The command line: `bertfast train | eval | predict | validate | compile | export | verify`; `launch` is what `deepspeed launch.py` starts on every rank.
+"""The command line: `bertfast train | eval | predict | validate | compile | export | verify | convert`; `launch` is what `deepspeed launch.py` starts on every rank.
 
 What is heavy is imported by the command that needs it, once its config is known to be good: a bad flag or key is answered at once.
 """
@@ -175,6 +175,13 @@ def _compile(arguments: Namespace) -> int:
     return 0 if all(kernel.fits for kernel in kernels) else 2
 
 
+def _convert(arguments: Namespace) -> int:
+    from bertfast.convert import convert
+
+    print(convert(arguments.IN, arguments.OUT, arguments.to))
+    return 0
+
+
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "train": _train,
     "train_and_eval": _train,
@@ -184,6 +191,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "compile": _compile,
     "export": _export,
     "verify": _verify,
+    "convert": _convert,
 }
 
 

@@ -21,11 +21,13 @@ COMMANDS = {
     "predict": "classify a file or standard input with a fine-tuned model",
     "validate": "check config, data, tokenizer and weights, run one step, and estimate memory",
     "compile": "compile the GPU kernels that a config needs, with no GPU needed, and check that each fits",
+    "convert": "convert a BERT checkpoint between transformers' format and TensorFlow's",
 }
 EXPORT_COMMANDS = {
     "export": "turn a fine-tuned classifier into a folder of ONNX files that a judge has passed",
     "verify": "judge an exported folder anew: its files, its logits, its answers",
 }
+_WITH_CONFIG = ("train", "eval", "predict", "validate", "compile")
 MODES = ("train", "eval", "train_and_eval", "predict")
 DEVICES = ("cpu", "gpu")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")  # those of bertfast_kernels.compile, which is too heavy to ask
@@ -38,7 +40,7 @@ class Flag:
 
     names: tuple[str, ...]
     help: str
-    commands: tuple[str, ...] = tuple(COMMANDS)
+    commands: tuple[str, ...] = _WITH_CONFIG
     options: Mapping[str, Any] = field(default_factory=dict)
     key: str | None = None
     value: bool | None = None
@@ -46,6 +48,10 @@ class Flag:
     @property
     def dest(self) -> str:
         return self.names[0].removeprefix("--")
+
+    @property
+    def is_positional(self) -> bool:
+        return not self.names[0].startswith("--")
 
 
 _SWITCH = {"action": "store_true"}
@@ -132,6 +138,16 @@ FLAGS = (
         commands=("predict",),
         options={"choices": ["glue", "jsonl"]},
     ),
+    Flag(
+        ("IN",), "the checkpoint's folder: transformers', Google's (bert_model.ckpt.*), or an old pytorch_model.bin", commands=("convert",)
+    ),
+    Flag(("OUT",), "the folder to write, which must not be there yet", commands=("convert",)),
+    Flag(
+        ("--to",),
+        "the format to write (left out: transformers)",
+        commands=("convert",),
+        options={"choices": ["transformers", "tensorflow"], "default": "transformers"},
+    ),
 )
 
 # Of `export` and `verify`, which take a folder as their argument and need no config.
@@ -214,7 +230,8 @@ def parse_command(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher puts it before the command
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        usage = f"bertfast {name} [CPU|GPU] --config FILE [flags]"
+        words = " ".join(flag.names[0] for flag in FLAGS if name in flag.commands and flag.is_positional)
+        usage = f"bertfast {name} {words} [flags]" if words else f"bertfast {name} [CPU|GPU] --config FILE [flags]"
         description = f"{summary[0].upper()}{summary[1:]}."
         command = commands.add_parser(name, help=summary, description=description, usage=usage, allow_abbrev=False)
         command.take(*(flag for flag in FLAGS if name in flag.commands))
@@ -236,7 +253,10 @@ def parse_launch(argv: Sequence[str]) -> argparse.Namespace:
     usage = "deepspeed launch.py [CPU|GPU] --config FILE [flags]"
     parser = _Parser(prog="launch.py", description=_SUMMARY, usage=usage, allow_abbrev=False)
     what = "what to do (left out: train, which evaluates too where the config has an eval_input)"
-    parser.take(Flag(("--mode",), what, options={"choices": MODES, "default": "train"}), *FLAGS)
+    parser.take(
+        Flag(("--mode",), what, options={"choices": MODES, "default": "train"}),
+        *(flag for flag in FLAGS if not flag.is_positional and set(flag.commands) & set(_WITH_CONFIG)),
+    )
     parser.set_defaults(parser=parser)
     device, rest = _take_device(argv)
     arguments, extra = parser.parse_known_args(rest)
@@ -289,6 +309,8 @@ def _checked(arguments: argparse.Namespace, extra: list[str], device: str | None
         given = vars(arguments).setdefault(flag.dest, None)
         if given and not doing & set(flag.commands):
             parser.error(f"{flag.names[0]} is for {' and '.join(flag.commands)}, not for {command}")
+    if command not in (*_WITH_CONFIG, "train_and_eval"):
+        return arguments
     if arguments.validate_only and arguments.compile_only:
         parser.error("--validate_only and --compile_only: only one thing can be done and nothing else")
     if arguments.validate_only or arguments.compile_only:

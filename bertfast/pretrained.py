@@ -12,6 +12,7 @@ from bertfast.weights import read_config
 if TYPE_CHECKING:
     from transformers import BertConfig
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
 
@@ -22,14 +23,12 @@ def load_tokenizer(folder: Path, bert: BertConfig, belongs_to: Path | None = Non
         CheckpointError: naming the folder where there is none, it has no [CLS], [SEP] or [PAD], has more tokens than the model has
             embeddings, or numbers its tokens otherwise than the tokenizer in the model's own folder.
     """
-    from transformers import AutoTokenizer
-
     if not _has_tokenizer(folder):  # transformers 5 makes an empty tokenizer, without a word
         raise CheckpointError(
             f"{folder}: no tokenizer is there (none of {', '.join(_VOCABULARY_FILES)}); name one as bertfast.model.tokenizer"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = _from_files(folder)
     except Exception as error:  # tokenizers raises plain Exceptions; each means that the files cannot be read
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({reason}); name one as bertfast.model.tokenizer") from None
@@ -49,6 +48,17 @@ def load_tokenizer(folder: Path, bert: BertConfig, belongs_to: Path | None = Non
                 f"{len(strays):,} tokens would get another word's embedding; leave out bertfast.model.tokenizer"
             )
     return tokenizer
+
+
+def _from_files(folder: Path) -> Any:
+    from transformers import AutoTokenizer, BertTokenizer
+
+    if (folder / "vocab.txt").is_file() and not any((folder / name).is_file() for name in ("config.json", *_TOKENIZER_FILES)):
+        # Google's folders do not say whether text is put in lower case. A vocabulary with no capital letter is of a model that wants it so.
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        lower = all(word == word.lower() for word in words if not word.startswith("["))
+        return BertTokenizer(str(folder / "vocab.txt"), do_lower_case=lower)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -1,4 +1,5 @@
-"""Hugging Face folders in and out: config.json with model.safetensors (or pytorch_model.bin), and the names of their tensors.
+"""Hugging Face folders in and out: config.json with model.safetensors (or pytorch_model.bin), and the names of their tensors. Folders of Google's
+and of the first PyTorch releases are read too: bert_config.json, with bert_model.ckpt.* or pytorch_model.bin.
 
 Knows tensors by name and no model. Our names differ from transformers' in two ways: query, key and value are one matrix, and a product's bias
 belongs to the op that adds it.
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from bertfast.errors import CheckpointError
+from bertfast.tensorflow_checkpoint import CONFIG_FILE as OLD_CONFIG_FILE
+from bertfast.tensorflow_checkpoint import find_tensorflow_checkpoint, read_tensorflow
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -106,7 +109,7 @@ def from_transformers_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, t
 
     Takes a BertModel's names (no `bert.` prefix) too, and the `gamma` and `beta` of the first PyTorch releases.
     """
-    state = {_modern(name): tensor for name, tensor in state.items()}
+    state = modern_names(state)
     ours, used = {}, set()
 
     def take(our_name: str, *their_names: str) -> None:
@@ -146,7 +149,7 @@ def to_transformers_names(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 def read_weights(folder_or_name: str) -> tuple[BertConfig, dict[str, torch.Tensor]]:
     """The BertConfig and the tensors, by transformers' names, of a local folder or of a model on the hub.
 
-    Reads safetensors, sharded or not, and `.bin` files by torch's safe loader alone, which runs no code from the file.
+    Reads safetensors, sharded or not, `.bin` files by torch's safe loader alone, which runs no code from the file, and TensorFlow's checkpoints.
 
     Raises:
         CheckpointError: naming the folder or file, and what it lacks.
@@ -159,17 +162,24 @@ def read_weights(folder_or_name: str) -> tuple[BertConfig, dict[str, torch.Tenso
         if (folder / index).is_file():
             shards = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
             return config, {key: tensor for shard in shards for key, tensor in _read_file(folder / shard).items()}
-    raise CheckpointError(
-        f"{folder}: no model.safetensors and no pytorch_model.bin there; give a folder that transformers' save_pretrained wrote"
-    )
+    prefix = find_tensorflow_checkpoint(folder)
+    if prefix is None:
+        raise CheckpointError(
+            f"{folder}: no model.safetensors, no pytorch_model.bin and no bert_model.ckpt there; give a folder that transformers' "
+            "save_pretrained wrote, or one of Google's"
+        )
+    state = read_tensorflow(prefix)
+    if "classifier.bias" in state:
+        config.num_labels = state["classifier.bias"].numel()  # Google's config does not tell
+    return config, state
 
 
 def read_config(folder: Path) -> BertConfig:
-    """The folder's config.json as a BertConfig; another architecture is a CheckpointError."""
+    """The folder's config.json (or bert_config.json) as a BertConfig; another architecture is a CheckpointError."""
     from transformers import BertConfig
 
-    file = folder / "config.json"
-    if not file.is_file():
+    file = next((folder / name for name in ("config.json", OLD_CONFIG_FILE) if (folder / name).is_file()), None)
+    if file is None:
         raise CheckpointError(f"{folder}: no config.json there; give a folder that transformers' save_pretrained wrote")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -221,6 +231,11 @@ def resolve_folder(folder_or_name: str) -> Path:
             f"checkpoint {folder_or_name!r}: neither a local folder nor a model that the hub gives ({type(error).__name__}); "
             "give the path of a folder with config.json, model.safetensors and the tokenizer's files"
         ) from None
+
+
+def modern_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by the names of today's BertForPreTraining: a BertModel's get their `bert.`, and `gamma` and `beta` become weight and bias."""
+    return {_modern(name): tensor for name, tensor in state.items()}
 
 
 def _modern(name: str) -> str:

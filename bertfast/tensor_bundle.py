@@ -20,7 +20,7 @@ from bertfast.errors import CheckpointError
 _MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 _FOOTER_BYTES = 48
 _BLOCK_TRAILER = 5  # a byte for the compression, four for the CRC
-_BLOCK_BYTES = 4096
+_BLOCK_BYTES = 1 << 18  # as TensorFlow's
 _RESTART_EVERY = 16  # keys between two that are written whole
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 19: "<f2"}

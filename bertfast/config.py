@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from bertfast.blocks import Block, HeadConfig, TruncationConfig
 from bertfast.deepspeed_keys import (
     ADAM_PARAMS,
     NESTED_KEYS,
@@ -32,11 +33,7 @@ from bertfast.errors import ConfigError
 CONFIG_FOLDER = "configs"
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-class TaskConfig(_Block):
+class TaskConfig(Block):
     """A task of the user's own: which columns hold the text and the label."""
 
     name: str = "custom"
@@ -46,7 +43,7 @@ class TaskConfig(_Block):
     metric: str | None = None  # the metric that chooses the best checkpoint; left out: accuracy, or pearson for regression
 
 
-class ModelConfig(_Block):
+class ModelConfig(Block):
     """Where the weights come from, and how strictly."""
 
     checkpoint: str  # a local folder, or the name of a model on the hub
@@ -58,7 +55,7 @@ class ModelConfig(_Block):
     attention_probs_dropout_prob: float | None = Field(default=None, ge=0, lt=1)
 
 
-class InputConfig(_Block):
+class InputConfig(Block):
     """One input: where its examples come from, and how they are cut into batches. Exactly one source, or none for the hub."""
 
     data_dir: str | None = None  # the folder of a known task
@@ -88,13 +85,7 @@ class InputConfig(_Block):
         return self
 
 
-class HeadConfig(_Block):
-    """The classification head."""
-
-    dropout: float | None = Field(default=None, ge=0, lt=1)  # left out: classifier_dropout of the checkpoint, else hidden_dropout_prob
-
-
-class RunConfig(_Block):
+class RunConfig(Block):
     """How long, how often, and where to."""
 
     model_dir: str = "runs/model"
@@ -112,7 +103,7 @@ class RunConfig(_Block):
     threads: int | None = Field(default=None, ge=1)  # CPU threads per rank; left out: all cores, shared between the ranks of a machine
 
 
-class ExportConfig(_Block):
+class ExportConfig(Block):
     """What `bertfast train` exports once it has trained; an empty block means all the defaults. Needs the packages of bertfast[export]."""
 
     output: str | None = None  # the bundle's folder; left out: run.model_dir/onnx
@@ -122,7 +113,7 @@ class ExportConfig(_Block):
     layout: Literal["flat", "triton"] = "flat"
 
 
-class BertfastConfig(_Block):
+class BertfastConfig(Block):
     """The `bertfast` block."""
 
     task: str | TaskConfig
@@ -130,6 +121,7 @@ class BertfastConfig(_Block):
     train_input: InputConfig | None = None
     eval_input: InputConfig | None = None
     head: HeadConfig = HeadConfig()
+    truncation: TruncationConfig = TruncationConfig()
     run: RunConfig = RunConfig()
     export: ExportConfig | None = None  # left out: nothing is exported
 
@@ -356,6 +348,7 @@ def _fields_at(path: list[str]) -> list[str]:
         "train_input": InputConfig,
         "eval_input": InputConfig,
         "head": HeadConfig,
+        "truncation": TruncationConfig,
         "run": RunConfig,
         "export": ExportConfig,
     }

@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from bertfast.arrow import number_array, text_array
+from bertfast.blocks import WHOLE_HEAD, TruncationConfig
 from bertfast.config import InputConfig, TaskConfig
 from bertfast.encoded import CACHE_FORMAT, CacheWriter, EncodedDataset, cache_folder, header_of, open_cached
-from bertfast.errors import DataError
+from bertfast.errors import ConfigError, DataError
 from bertfast.input_fn import dataset_from_function
 from bertfast.labels import LabelTable
 from bertfast.sources import Source, find_source, needs_labels, place
@@ -140,26 +141,32 @@ def load_split(task: Task | TaskConfig | str, input_config: InputConfig, split: 
 
 
 def encode(
-    raw: RawSplit, tokenizer, max_sequence_length: int, cache_dir: str | os.PathLike | None = None, num_workers: int | None = None
+    raw: RawSplit,
+    tokenizer,
+    max_sequence_length: int,
+    cache_dir: str | os.PathLike | None = None,
+    num_workers: int | None = None,
+    truncation: TruncationConfig = WHOLE_HEAD,
 ) -> EncodedDataset:
     """Tokenise the rows, or find them tokenised in the cache.
 
     Each example is what `tokenizer(a, b, truncation=True, max_length=max_sequence_length)` gives. cache_dir: left out, $BERTFAST_CACHE or
-    ~/.cache/bertfast. num_workers: threads, left out one a core.
+    ~/.cache/bertfast. num_workers: threads, left out one a core. truncation: see `bertfast.truncation`.
 
     Raises:
+        ConfigError: a truncation that these rows cannot have.
         DataError: a cache folder that cannot be written, a max_sequence_length with no room for the special tokens.
     """
-    fingerprint = _encoded_fingerprint(raw.fingerprint, tokenizer, max_sequence_length)
+    fingerprint = _encoded_fingerprint(raw.fingerprint, tokenizer, max_sequence_length, truncation)
     path = _cache_path(raw.task, fingerprint, cache_dir)
     cached = open_cached(path, fingerprint, raw.task, raw.source)
     if cached is not None:
         return cached
     logger.info("tokenising %d examples of %s", len(raw), raw.source)
-    header = header_of(raw.task, fingerprint, max_sequence_length, raw.unit, _filler(tokenizer), len(raw))
+    header = header_of(raw.task, fingerprint, max_sequence_length, raw.unit, _filler(tokenizer), len(raw), truncation.is_hierarchical)
     label_type = None if raw.labels is None else raw.labels.dtype.type
     with CacheWriter(path.parent, path, header, label_type, raw.parts is not None) as writer:
-        blocks = tokenise(raw.text_a, raw.text_b, tokenizer, max_sequence_length, num_workers)
+        blocks = tokenise(raw.text_a, raw.text_b, tokenizer, max_sequence_length, num_workers, truncation)
         for begin, tokens in zip(range(0, len(raw), BLOCK_EXAMPLES), blocks, strict=True):
             rows = slice(begin, begin + BLOCK_EXAMPLES)
             labels = None if raw.labels is None else raw.labels[rows]
@@ -167,7 +174,14 @@ def encode(
     return EncodedDataset(path, raw.task, raw.source)
 
 
-def load_dataset_for(task: Task | TaskConfig | str, input_config: InputConfig, split: str, tokenizer, seed: int) -> EncodedDataset:
+def load_dataset_for(
+    task: Task | TaskConfig | str,
+    input_config: InputConfig,
+    split: str,
+    tokenizer,
+    seed: int,
+    truncation: TruncationConfig = WHOLE_HEAD,
+) -> EncodedDataset:
     """The tokenised split: read, cut to a random subset of max_examples (chosen by seed) and encoded; or what input_fn yields.
 
     A cached split is found by the contents of its files alone: no row is read again.
@@ -177,19 +191,23 @@ def load_dataset_for(task: Task | TaskConfig | str, input_config: InputConfig, s
     """
     task = get_task(task)
     if input_config.input_fn is not None:
+        if truncation.strategy != "head":
+            raise ConfigError(
+                f"bertfast.truncation.strategy = {truncation.strategy!r} is for texts; what input_fn {input_config.input_fn} yields is cut already"
+            )
         return dataset_from_function(task, input_config, split, tokenizer)
     source = find_source(task, input_config, split)
     fingerprint = _source_fingerprint(task, source, split)
     if input_config.max_examples is not None:
         fingerprint = _sample_fingerprint(fingerprint, input_config.max_examples, seed)
-    fingerprint = _encoded_fingerprint(fingerprint, tokenizer, input_config.max_sequence_length)
+    fingerprint = _encoded_fingerprint(fingerprint, tokenizer, input_config.max_sequence_length, truncation)
     cached = open_cached(_cache_path(task, fingerprint, input_config.cache_dir), fingerprint, task, source.name)
     if cached is not None:
         return cached
     raw = _read(task, source, split)
     if input_config.max_examples is not None:
         raw = raw.sample(input_config.max_examples, seed)
-    return encode(raw, tokenizer, input_config.max_sequence_length, input_config.cache_dir, input_config.num_workers)
+    return encode(raw, tokenizer, input_config.max_sequence_length, input_config.cache_dir, input_config.num_workers, truncation)
 
 
 def _read(task: Task, source: Source, split: str) -> RawSplit:
@@ -247,8 +265,9 @@ def _sample_fingerprint(fingerprint: str, max_examples: int, seed: int) -> str:
     return _fingerprint("sample", fingerprint, max_examples, seed)
 
 
-def _encoded_fingerprint(fingerprint: str, tokenizer, max_sequence_length: int) -> str:
-    return _fingerprint("encoded", CACHE_FORMAT, fingerprint, tokenizer_fingerprint(tokenizer), max_sequence_length)
+def _encoded_fingerprint(fingerprint: str, tokenizer, max_sequence_length: int, truncation: TruncationConfig) -> str:
+    how = [] if truncation == WHOLE_HEAD else [truncation.model_dump_json()]
+    return _fingerprint("encoded", CACHE_FORMAT, fingerprint, tokenizer_fingerprint(tokenizer), max_sequence_length, *how)
 
 
 def _fingerprint(*parts: str | int) -> str:

@@ -25,6 +25,7 @@ from bertfast.packing import IGNORE_LABEL, PackedBatch
 from bertfast.sources import place
 from bertfast.tasks import Task
 from bertfast.tokenizing import TokenBlock
+from bertfast.truncation import num_pieces, piece_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def open_cached(path: Path, fingerprint: str, task: Task, source: str) -> Encode
 class EncodedDataset:
     """The examples of one split as token ids, memory-mapped.
 
-    lengths: int32 [n], tokens of each example. labels: [n], int32 class ids or float32 scores, or None. task: with its classes known, where
+    lengths: int32 [n], tokens of each example, over all its pieces. labels: [n], int32 class ids or float32 scores, or None. task: with its classes known, where
     the data told. source: what file (or hub set, or function). fingerprint: of data, tokenizer and length.
     """
 
@@ -166,6 +167,7 @@ class EncodedDataset:
         self.task, self.source = task, source
         self.fingerprint: str = header["fingerprint"]
         self.max_sequence_length: int = header["max_sequence_length"]
+        self.has_pieces: bool = header.get("has_pieces", False)
         self._unit: str = header["unit"]
         self._filler = np.array(header["filler"], dtype=np.int32)
         self._take(batches)
@@ -187,8 +189,10 @@ class EncodedDataset:
             offsets[0] == 0 and offsets[-1] == len(ids) == len(types)
             for offsets, ids, types in zip(self._offsets, self._ids, self._types, strict=True)
         )
-        if not whole or self.lengths.min() < 1 or self.lengths.max() > self.max_sequence_length:
+        if not whole or self.lengths.min() < 1 or (self.lengths.max() > self.max_sequence_length and not self.has_pieces):
             raise ValueError("its offsets do not fit its tokens")
+        counts = num_pieces(self.lengths, self.max_sequence_length) if self.has_pieces else None
+        self._first_piece = None if counts is None else (np.cumsum(counts) - counts).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -202,7 +206,7 @@ class EncodedDataset:
 
     def batch(self, indices: np.ndarray) -> PackedBatch:
         """Pack these examples (int [B]), in this order. Index -1 is a filler: [CLS] [SEP] with a label that counts for nothing
-        (IGNORE_LABEL, or NaN for regression) and example id -1.
+        (IGNORE_LABEL, or NaN for regression) and example id -1. Where an example is a document in pieces, each piece is a sequence.
 
         Raises:
             IndexError: an index that is under -1 or past the end.
@@ -229,7 +233,17 @@ class EncodedDataset:
             filler_label = np.nan if self.labels.dtype.kind == "f" else IGNORE_LABEL
             labels = np.where(is_filler, filler_label, self.labels[indices]).astype(self.labels.dtype)
         lengths = np.where(is_filler, len(self._filler), self.lengths[indices])
-        return PackedBatch.from_ragged(np.concatenate(ids), np.concatenate(types), lengths, labels, indices)
+        batch = PackedBatch.from_ragged(np.concatenate(ids), np.concatenate(types), self._sequence_lengths(lengths), labels, indices)
+        if not self.has_pieces:
+            return batch
+        counts = num_pieces(lengths, self.max_sequence_length)
+        cu_pieces = np.concatenate([[0], np.cumsum(counts)])
+        first = np.where(is_filler, -1, self._first_piece[indices])
+        piece_ids = np.repeat(first - cu_pieces[:-1], counts) + np.arange(cu_pieces[-1])
+        return batch.with_pieces(cu_pieces, piece_ids)
+
+    def _sequence_lengths(self, lengths: np.ndarray) -> np.ndarray:
+        return piece_lengths(lengths, self.max_sequence_length) if self.has_pieces else lengths
 
     def check_vocabulary(self, vocab_size: int, type_vocab_size: int | None = None) -> None:
         """Check that every token id is below vocab_size, and every token type id below type_vocab_size.
@@ -248,8 +262,17 @@ class EncodedDataset:
                     )
 
 
-def header_of(task: Task, fingerprint: str, max_sequence_length: int, unit: str, filler: tuple[int, int], rows: int | None = None) -> dict:
-    """The JSON header of a cache file. rows: None where they are not counted before they are written."""
+def header_of(
+    task: Task,
+    fingerprint: str,
+    max_sequence_length: int,
+    unit: str,
+    filler: tuple[int, int],
+    rows: int | None = None,
+    has_pieces: bool = False,
+) -> dict:
+    """The JSON header of a cache file. rows: None where they are not counted before they are written. has_pieces: an example is a document
+    in pieces of max_sequence_length tokens, the last of what remains."""
     return {
         "format": CACHE_FORMAT,
         "fingerprint": fingerprint,
@@ -260,4 +283,5 @@ def header_of(task: Task, fingerprint: str, max_sequence_length: int, unit: str,
         "max_sequence_length": max_sequence_length,
         "unit": unit,
         "filler": filler,
+        "has_pieces": has_pieces,
     }

@@ -30,10 +30,13 @@ def encoded_inputs(
     source = block.eval_input or block.train_input or InputConfig()
     length = source.max_sequence_length
     if given is None and source.input_fn is not None and not _reads_standard_input(single):
-        yield "test", load_dataset_for(task, source.model_copy(update={"cache_dir": scratch}), "test", tokenizer, block.run.seed)
+        yield (
+            "test",
+            load_dataset_for(task, source.model_copy(update={"cache_dir": scratch}), "test", tokenizer, block.run.seed, block.truncation),
+        )
         return
     for split, raw in read_inputs(block, task, given, single):
-        yield split, encode(raw, tokenizer, length, cache_dir=scratch)
+        yield split, encode(raw, tokenizer, length, cache_dir=scratch, truncation=block.truncation)
 
 
 def read_inputs(block: BertfastConfig, task: Task, given: str | None, single: bool) -> list[tuple[str, RawSplit]]:

@@ -40,7 +40,7 @@ class Loader:
         if not self.ranks.is_first:
             self.ranks.barrier()
         try:
-            return load_dataset_for(self.task, source, split, tokenizer, self.settings.run.seed)
+            return load_dataset_for(self.task, source, split, tokenizer, self.settings.run.seed, self.settings.truncation)
         finally:
             if self.ranks.is_first:
                 self.ranks.barrier()
@@ -82,6 +82,7 @@ class Loader:
                 "attention_probs_dropout_prob": settings.attention_probs_dropout_prob,
                 "classifier_dropout": self.settings.head.dropout,
             },
+            head=self.settings.head if new_head else None,  # a fine-tuned model's own is in its config.json
         )
 
     def trained(self, folder: str, precision: str) -> tuple[BertClassifier, Any]:

@@ -6,17 +6,18 @@ its input, which `compute_dtype` sets for all of them: float32 parameters can be
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
+from bertfast.blocks import HeadConfig
 from bertfast.errors import CheckpointError
+from bertfast.heads import ACTIVATIONS, Features, head_of, is_plain, set_head
+from bertfast.modules import Linear, Pack, RandomBits
 from bertfast.packing import IGNORE_LABEL, PackedBatch
-from bertfast.weights import LoadReport, from_transformers_names, read_weights, to_transformers_names, write_weights
+from bertfast.weights import LoadReport, from_transformers_names, read_weights, to_transformers_names, without_layers, write_weights
 from bertfast_kernels import (
-    Dropout,
     bias_gelu,
     cross_entropy,
     dropout_add_layer_norm,
@@ -24,53 +25,17 @@ from bertfast_kernels import (
     varlen_attention,
     varlen_cls_attention,
 )
-from bertfast_kernels.dropout import dropped
 
 if TYPE_CHECKING:
     from transformers import BertConfig
 
-# T tokens, B sequences, N heads, H head size, D hidden, F feed-forward, C classes, V vocabulary, P positions, S segments
+# T tokens, B sequences, N heads, H head size, D hidden, F feed-forward (or features), C classes, V vocabulary, P positions, S segments
 
 GELU_FORMS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
-class RandomBits(NamedTuple):
-    """Where the dropout of one forward pass comes from: a key, int64 [2] of (seed, step), or a numpy stream (see bertfast_kernels.dropout)."""
-
-    key: torch.Tensor | None = None
-    stream: np.random.Generator | None = None
-
-    @classmethod
-    def from_torch(cls, device: torch.device) -> RandomBits:
-        """A stream on a CPU, a key elsewhere, seeded by torch's own generator, so that torch.manual_seed decides it."""
-        if device.type != "cpu":
-            return cls(key=torch.randint(2**32, (2,)).to(device))
-        return cls(stream=np.random.Generator(np.random.SFC64(torch.randint(2**62, ()).item())))
-
-
-class _Pack(NamedTuple):
-    """What the layers need to know of a batch: its layout, and whose token each row is."""
-
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-    example_ids_T: torch.Tensor | None
-    position_ids_T: torch.Tensor
-    bits: RandomBits | None  # None: no dropout
-
-    def dropout(self, p: float, site: int) -> Dropout | None:
-        if self.bits is None or p == 0.0:
-            return None
-        return Dropout(p, site, self.bits.key, self.example_ids_T, self.position_ids_T, self.bits.stream)
-
-    def cls_rows(self) -> _Pack:
-        """The same for a tensor that holds only each sequence's first row."""
-        first = self.cu_seqlens[:-1].long()
-        ids = None if self.example_ids_T is None else self.example_ids_T[first]
-        return self._replace(example_ids_T=ids, position_ids_T=self.position_ids_T[first])
-
-
 class BertClassifier(nn.Module):
-    """A BERT encoder with a pooler and a linear head. `model(batch)` takes a PackedBatch and gives logits [B, C].
+    """A BERT encoder with a head (see HeadConfig). `model(batch)` takes a PackedBatch and gives logits [B, C].
 
     `config` is a transformers BertConfig; its num_labels is C (1 means regression). `compute_dtype` is the dtype of everything between the
     embeddings and the logits; None takes that of the parameters.
@@ -86,8 +51,12 @@ class BertClassifier(nn.Module):
         self.num_labels = config.num_labels
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.pooler = Linear(config.hidden_size, config.hidden_size)
-        self.classifier = Linear(config.hidden_size, config.num_labels)
+        self.head = head_of(config)
+        self.pooler = Linear(config.hidden_size, config.hidden_size) if self.head.pooler else None
+        self.features = Features(config, self.head)
+        sizes = (self.features.size, *self.head.hidden_sizes)
+        self.hidden = nn.ModuleList(Linear(size, wide) for size, wide in zip(sizes, sizes[1:], strict=False))
+        self.classifier = Linear(sizes[-1], config.num_labels)
         self.compute_dtype: torch.dtype | None = None
         self.classifier_dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.load_report: LoadReport | None = None
@@ -96,14 +65,22 @@ class BertClassifier(nn.Module):
     def forward(self, batch: PackedBatch, bits: RandomBits | None = None) -> torch.Tensor:
         """Logits [B, C]. In training mode `bits` feeds dropout; left out, torch's generator seeds it."""
         pack = self._pack(batch, bits)
-        x_TD = self.embeddings(batch, pack).to(self.compute_dtype)
-        for layer in self.layers[:-1]:
-            x_TD = layer(x_TD, pack)
-        cls_BD = self.layers[-1](x_TD, pack, cls_only=True)
-        pooled_BD = torch.tanh(self.pooler(cls_BD))
-        if self.training and self.classifier_dropout:
-            pooled_BD = self._drop_pooled(pooled_BD, pack.cls_rows())
-        return self.classifier(pooled_BD)
+        x_XD, chosen = self.embeddings(batch, pack).to(self.compute_dtype), []
+        for index, layer in enumerate(self.layers):
+            x_XD = layer(x_XD, pack, cls_only=index == len(self.layers) - 1 and self.head.pooling == "cls")
+            if index in self.head.layers:
+                chosen.append(x_XD)
+        rows = pack.cls_rows()
+        if batch.cu_pieces is not None:
+            rows = rows.rows(batch.cu_pieces[:-1].long())
+        return self._logits(self.features(chosen, pack, batch.cu_pieces, self.pooler), rows)
+
+    def _logits(self, x_BF: torch.Tensor, rows: Pack) -> torch.Tensor:
+        p, site = self.classifier_dropout, 3 * len(self.layers) + 1
+        x_BF = rows.drop(x_BF, p, site)
+        for number, layer in enumerate(self.hidden, 1):
+            x_BF = rows.drop(ACTIVATIONS[self.head.activation](layer(x_BF)), p, site + number)
+        return self.classifier(x_BF)
 
     @classmethod
     def from_pretrained(
@@ -115,8 +92,9 @@ class BertClassifier(nn.Module):
         strict: bool = True,
         new_head: bool = False,
         overrides: dict | None = None,
+        head: HeadConfig | None = None,
     ) -> BertClassifier:
-        """Load a transformers checkpoint of a BERT encoder, with or without a classification head, in float32.
+        """Load a checkpoint of a BERT encoder, transformers' or TensorFlow's, with or without a classification head, in float32.
 
         Args:
             folder_or_name: a local folder, or a model's name on the hub.
@@ -125,9 +103,12 @@ class BertClassifier(nn.Module):
             strict: False reports missing and misshapen weights, and leaves them as initialised, in place of an error.
             new_head: make the classification head anew even where the checkpoint has one that fits.
             overrides: config values to replace, for example {"hidden_dropout_prob": 0.0}.
+            head: what to make of the encoder's outputs; left out, what the checkpoint's config.json says. Encoder layers above the highest
+                that the head reads are left out, and so is a pooler that it does not use.
 
         Raises:
             CheckpointError: naming the folder and the tensors that do not fit.
+            ConfigError: the head names a layer that the encoder has not.
         """
         config, state = read_weights(folder_or_name)
         config.update({key: value for key, value in (overrides or {}).items() if value is not None})
@@ -137,8 +118,12 @@ class BertClassifier(nn.Module):
             config.id2label = dict(enumerate(label_names))
             config.label2id = {name: index for index, name in enumerate(label_names)}
         if new_head:
-            state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(("classifier.", "head."))}
+        n_layers = config.num_hidden_layers
+        if head is not None:
+            set_head(config, head)
         model = cls(config)
+        state = without_layers(state, range(config.num_hidden_layers, n_layers), pooler=model.pooler is not None)
         model.load_report = model.load_transformers_state(state, source=str(folder_or_name), strict=strict)
         return model
 
@@ -158,23 +143,23 @@ class BertClassifier(nn.Module):
         return report
 
     def save_pretrained(self, folder: str, state: dict[str, torch.Tensor] | None = None) -> None:
-        """Write config.json and model.safetensors, which transformers' AutoModelForSequenceClassification loads unchanged.
+        """Write config.json and model.safetensors, which transformers' AutoModelForSequenceClassification loads unchanged where it has such a
+        head; with any other, config.json names no class of transformers, and `from_pretrained` reads the head from it.
 
         state: the parameters by our names, where the model itself does not hold them whole (ZeRO stage 3).
         """
-        write_weights(folder, self.config, to_transformers_names(self.state_dict() if state is None else state))
+        plain = is_plain(self.head, len(self.layers))
+        write_weights(folder, self.config, to_transformers_names(self.state_dict() if state is None else state, plain), plain)
 
-    def _pack(self, batch: PackedBatch, bits: RandomBits | None) -> _Pack:
+    def _pack(self, batch: PackedBatch, bits: RandomBits | None) -> Pack:
         if not self.training:
-            return _Pack(batch.cu_seqlens, batch.max_seqlen, None, batch.position_ids, None)
+            return Pack(batch.cu_seqlens, batch.max_seqlen, None, batch.position_ids, None)
         bits = bits or RandomBits.from_torch(batch.input_ids.device)
         example_ids_T = None
         if bits.key is not None:
-            example_ids_T = batch.example_ids.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
-        return _Pack(batch.cu_seqlens, batch.max_seqlen, example_ids_T, batch.position_ids, bits)
-
-    def _drop_pooled(self, pooled_BD: torch.Tensor, rows: _Pack) -> torch.Tensor:
-        return dropped(pooled_BD, rows.dropout(self.classifier_dropout, 3 * len(self.layers) + 1))
+            ids = batch.example_ids if batch.piece_ids is None else batch.piece_ids
+            example_ids_T = ids.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
+        return Pack(batch.cu_seqlens, batch.max_seqlen, example_ids_T, batch.position_ids, bits)
 
     def _initialise(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -185,13 +170,6 @@ class BertClassifier(nn.Module):
         elif isinstance(module, Embeddings):
             for table in (module.word, module.position, module.segment):
                 nn.init.normal_(table, std=std)
-
-
-class Linear(nn.Linear):
-    """x weight^T + bias, in the dtype of x."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Embeddings(nn.Module):
@@ -207,7 +185,7 @@ class Embeddings(nn.Module):
         self.eps = config.layer_norm_eps
         self.p = config.hidden_dropout_prob
 
-    def forward(self, batch: PackedBatch, pack: _Pack) -> torch.Tensor:
+    def forward(self, batch: PackedBatch, pack: Pack) -> torch.Tensor:
         ids = (batch.input_ids, batch.token_type_ids, batch.position_ids)
         return embedding_layer_norm(*ids, self.word, self.segment, self.position, self.weight, self.bias, self.eps, pack.dropout(self.p, 0))
 
@@ -227,7 +205,7 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = DropoutAddLayerNorm(config, site=3 * index + 3)
         self.attention_p, self.attention_site = config.attention_probs_dropout_prob, 3 * index + 1
 
-    def forward(self, x_TD: torch.Tensor, pack: _Pack, cls_only: bool = False) -> torch.Tensor:
+    def forward(self, x_TD: torch.Tensor, pack: Pack, cls_only: bool = False) -> torch.Tensor:
         dropout = pack.dropout(self.attention_p, self.attention_site)
         if cls_only:
             cls = pack.cu_seqlens[:-1].long()
@@ -266,7 +244,7 @@ class DropoutAddLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.eps, self.p, self.site = config.layer_norm_eps, config.hidden_dropout_prob, site
 
-    def forward(self, x_TD: torch.Tensor, residual_TD: torch.Tensor, pack: _Pack) -> torch.Tensor:
+    def forward(self, x_TD: torch.Tensor, residual_TD: torch.Tensor, pack: Pack) -> torch.Tensor:
         x_bias_D, weight_D, bias_D = (parameter.to(x_TD.dtype) for parameter in (self.x_bias, self.weight, self.bias))
         return dropout_add_layer_norm(x_TD, x_bias_D, residual_TD, weight_D, bias_D, self.eps, pack.dropout(self.p, self.site))
 

@@ -23,7 +23,10 @@ class PackedBatch:
     """One micro-batch of B examples and T tokens; every tensor is int32 (labels are float32 for regression).
 
     input_ids, token_type_ids, position_ids: [T]. cu_seqlens: [B + 1], from 0 to T. labels: [B] or None. example_ids: [B], the row of each
-    example in its data set, or -1 for a filler. max_seqlen: the longest example in tokens, a Python int.
+    example in its data set, or -1 for a filler. max_seqlen: the longest sequence in tokens, a Python int.
+
+    Where examples are documents in pieces, a sequence is a piece: cu_seqlens is [P + 1], cu_pieces [B + 1] says which pieces are whose, and
+    piece_ids [P] are the numbers of the pieces in the data set. Otherwise a sequence is an example, and both are None.
     """
 
     input_ids: torch.Tensor
@@ -33,6 +36,8 @@ class PackedBatch:
     max_seqlen: int
     labels: torch.Tensor | None
     example_ids: torch.Tensor
+    cu_pieces: torch.Tensor | None = None
+    piece_ids: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -63,6 +68,11 @@ class PackedBatch:
             labels=labels,
             example_ids=torch.from_numpy(np.asarray(example_ids, dtype=np.int32)),
         )
+
+    def with_pieces(self, cu_pieces, piece_ids) -> PackedBatch:
+        """The same sequences as pieces of documents; arrays of integers [B + 1] and [P]."""
+        arrays = (torch.from_numpy(np.asarray(array, dtype=np.int32)) for array in (cu_pieces, piece_ids))
+        return dataclasses.replace(self, **dict(zip(("cu_pieces", "piece_ids"), arrays, strict=True)))
 
     @classmethod
     def from_features(cls, features: Mapping) -> PackedBatch:
@@ -95,7 +105,8 @@ class PackedBatch:
         return cls.from_ragged(input_ids[keep], segments[keep], lengths, labels)
 
     def to_features(self, max_sequence_length: int | None = None) -> dict[str, torch.Tensor]:
-        """The padded features again, int32: padding 0 in segment 0, on the right, to max_sequence_length or the longest example."""
+        """The padded features again, int32: padding 0 in segment 0, on the right, to max_sequence_length or the longest sequence. A row is a
+        sequence; labels are the examples'."""
         width = self.max_seqlen if max_sequence_length is None else max_sequence_length
         if width < self.max_seqlen:
             raise DataError(f"max_sequence_length is {width}, but the batch holds an example of {self.max_seqlen} tokens")

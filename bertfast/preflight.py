@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bertfast.blocks import TruncationConfig
 from bertfast.config import Config, InputConfig
 from bertfast.data import EncodedDataset, RawSplit, encode, load_dataset_for, load_split
 from bertfast.engine import model_folder
@@ -21,6 +22,7 @@ from bertfast.pretrained import load_tokenizer
 from bertfast.progress import counted
 from bertfast.resolve import BatchSizes, resolve_total_steps
 from bertfast.tasks import Task, get_task
+from bertfast.truncation import num_pieces
 from bertfast.validate import INPUTS, Checks, Found
 from bertfast.weights import read_config, resolve_folder
 
@@ -70,7 +72,7 @@ def check_inputs(checks: Checks, config: Config, tokenizer: Any, checkpoint: Any
     task, train = get_task(config.bertfast.task), None
     for name, part in _inputs(config):
         for split in task.train_splits if name == "train_input" else task.eval_splits:
-            look = partial(check_data, part, split, config.bertfast.run.seed)
+            look = partial(check_data, part, split, config.bertfast.run.seed, config.bertfast.truncation)
             if part.input_fn is None and (tokenizer is None or checkpoint is None):
                 data = checks.make(f"{name}: {split}", partial(check_rows, part, split), task)
             else:
@@ -90,21 +92,31 @@ def check_rows(part: InputConfig, split: str, task: Task) -> Found:
     return Found(raw, f"{raw.source}: {counted(len(raw), 'row')}; {counts}; not tokenised", warning)
 
 
-def check_data(part: InputConfig, split: str, seed: int, task: Task, tokenizer: Any, checkpoint: tuple[Path, BertConfig]) -> Found:
+def check_data(
+    part: InputConfig,
+    split: str,
+    seed: int,
+    truncation: TruncationConfig,
+    task: Task,
+    tokenizer: Any,
+    checkpoint: tuple[Path, BertConfig],
+) -> Found:
     """Every row is read and tokenised again or found in the cache under the hash of the same rows."""
     if part.input_fn is not None:
-        data, cut = load_dataset_for(task, part, split, tokenizer, seed), None
+        data, cut = load_dataset_for(task, part, split, tokenizer, seed, truncation), None
     else:
         raw = load_split(task, part, split)
         if part.max_examples is not None:
             raw = raw.sample(part.max_examples, seed)
-        data = encode(raw, tokenizer, part.max_sequence_length, part.cache_dir, part.num_workers)
-        cut = _count_cut(raw, data, tokenizer)
+        data = encode(raw, tokenizer, part.max_sequence_length, part.cache_dir, part.num_workers, truncation)
+        cut = None if data.has_pieces else _count_cut(raw, data, tokenizer)
     data.check_vocabulary(checkpoint[1].vocab_size, checkpoint[1].type_vocab_size)
     lengths = np.sort(data.lengths)
     tokens = f"tokens: mean {lengths.mean():.1f}, 95 % up to {lengths[int(0.95 * (len(lengths) - 1))]}, longest {lengths[-1]}"
     if cut is not None:
         tokens += f", {cut / len(data):.2%} cut at {part.max_sequence_length}"
+    if data.has_pieces:
+        tokens += f", in {num_pieces(lengths, data.max_sequence_length).mean():.2f} pieces of up to {data.max_sequence_length}"
     counts, warning = _describe_labels(data)
     return Found(data, f"{data.source}: {counted(len(data), 'row')}; {counts}; {tokens}", warning)
 
@@ -140,7 +152,9 @@ def check_weights(config: Config, checkpoint: tuple[Path, BertConfig], task: Tas
     block = config.bertfast.model
     new_head = block.is_pretrained_checkpoint or block.load_checkpoint_states is None
     torch.manual_seed(config.bertfast.run.seed)
-    model = BertClassifier.from_pretrained(str(checkpoint[0]), num_labels=task.num_labels, strict=block.strict, new_head=new_head)
+    model = BertClassifier.from_pretrained(
+        str(checkpoint[0]), num_labels=task.num_labels, strict=block.strict, new_head=new_head, head=config.bertfast.head
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     report = model.load_report
     left_out = [name for name in report.missing if name not in report.made_anew]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 
 from bertfast import __version__
 from bertfast.atomic import replacing, write_json
+from bertfast.blocks import HEAD_KEY, HeadConfig
 from bertfast.config import Config, TaskConfig
 from bertfast.resolve import LEARNING_RATE, WEIGHT_DECAY
 from bertfast.tasks import Task
@@ -69,9 +71,10 @@ def write_model_card(folder: str | Path, results: dict[str, Any], config: Config
     """
     base = config.bertfast.model.checkpoint
     base_name = Path(base).name if _is_local(base) else base
+    own_head = _own_head(Path(folder))
     parts = [
         "---",
-        yaml.safe_dump(_front_matter(results, config, task), sort_keys=False, allow_unicode=True).rstrip(),
+        yaml.safe_dump(_front_matter(results, config, task, own_head is not None), sort_keys=False, allow_unicode=True).rstrip(),
         "# license: to be filled in by whoever publishes this model",
         "---",
         "",
@@ -80,6 +83,7 @@ def write_model_card(folder: str | Path, results: dict[str, Any], config: Config
         f"A BERT {'regressor' if task.is_regression else 'classifier'} of {'sentence pairs' if task.is_pair else 'single texts'}, "
         f"fine-tuned from `{base_name}` with bertfast.",
         "",
+        *_reading(config, own_head),
         *_labels(task),
         "## Results",
         "",
@@ -91,15 +95,42 @@ def write_model_card(folder: str | Path, results: dict[str, Any], config: Config
         "",
         "## Use",
         "",
-        *_usage(config, task),
+        *_usage(config, task, own_head is not None),
     ]
     with replacing(Path(folder) / CARD_FILE) as file:
         file.write("\n".join(parts) + "\n")
 
 
-def _front_matter(results: dict[str, Any], config: Config, task: Task) -> dict[str, Any]:
+def _own_head(folder: Path) -> dict[str, Any] | None:
+    """The head that config.json describes, where it is not transformers' own."""
+    file = folder / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")).get(HEAD_KEY) if file.is_file() else None
+
+
+def _reading(config: Config, own_head: dict[str, Any] | None) -> list[str]:
+    """What the model makes of a text, where that is not what everyone expects."""
+    truncation = config.bertfast.truncation
+    sentences = []
+    if own_head is not None:
+        sentences.append(
+            f"The head reads {HeadConfig.model_validate(own_head).describe()}. transformers has no such head: load the model with bertfast. "
+            "`AutoModel` loads the encoder alone; `AutoModelForSequenceClassification` would put a new, untrained head on it."
+        )
+    if truncation.is_hierarchical:
+        length = config.bertfast.train_input.max_sequence_length if config.bertfast.train_input else 512
+        sentences.append(
+            f"A text of more than {length} tokens is read in pieces of {length}, whose features are combined by "
+            f"{config.bertfast.head.pieces}; bertfast does so, transformers would read the first piece alone."
+        )
+    elif truncation.strategy != "head":
+        parts = "its tail" if truncation.strategy == "tail" else f"its first {truncation.head_tokens or 'half'} and its last tokens"
+        sentences.append(f"Of a text that is too long, it reads {parts}; bertfast does so, transformers' tokenizer would read its head.")
+    return [line for sentence in sentences for line in (sentence, "")]
+
+
+def _front_matter(results: dict[str, Any], config: Config, task: Task, own_head: bool) -> dict[str, Any]:
     base = config.bertfast.model.checkpoint
-    card: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    card: dict[str, Any] = {"library_name": "bertfast" if own_head else "transformers", "pipeline_tag": "text-classification"}
     if not _is_local(base):
         card["base_model"] = base
     if task.hub:
@@ -160,21 +191,26 @@ def _set_up(results: dict[str, Any], config: Config) -> dict[str, Any]:
     return {name.replace("_", " "): value for name, value in facts.items() if value is not None}
 
 
-def _usage(config: Config, task: Task) -> list[str]:
+def _usage(config: Config, task: Task, own_head: bool) -> list[str]:
     texts = '"The first text.", "The second text."' if task.is_pair else '"A text to judge."'
     length = config.bertfast.train_input.max_sequence_length if config.bertfast.train_input else 512
     answer = "logits.item()" if task.is_regression else "model.config.id2label[logits.argmax(-1).item()]"
+    classes = ["from transformers import AutoModelForSequenceClassification, AutoTokenizer"]
+    load, call = "AutoModelForSequenceClassification", "model(**features).logits"
+    if own_head:
+        classes = ["from bertfast import BertClassifier, PackedBatch", "from transformers import AutoTokenizer"]
+        load, call = "BertClassifier", "model(PackedBatch.from_features(features))"
     return [
         "```python",
         "import torch",
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        *classes,
         "",
         'folder = "."  # where this file lies',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        "model = AutoModelForSequenceClassification.from_pretrained(folder).eval()",
+        f"model = {load}.from_pretrained(folder).eval()",
         f'features = tokenizer({texts}, truncation=True, max_length={length}, return_tensors="pt")',
         "with torch.no_grad():",
-        "    logits = model(**features).logits",
+        f"    logits = {call}",
         f"print({answer})",
         "```",
         "",

@@ -20,13 +20,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertfast.errors import DataError
+from bertfast.blocks import WHOLE_HEAD, TruncationConfig
+from bertfast.errors import ConfigError, DataError
+from bertfast.truncation import Cut, cutter, pieces
 
 BLOCK_EXAMPLES = 512  # a thread's piece of work: the lists of ids of 512 MNLI pairs are 1 MB
 
 
 class TokenBlock(NamedTuple):
-    """Examples end to end: input_ids int32 [T], token_type_ids uint8 [T], lengths int32 [B]."""
+    """Examples end to end: input_ids int32 [T], token_type_ids uint8 [T], lengths int32 [B], over all pieces of an example."""
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray
@@ -34,21 +36,37 @@ class TokenBlock(NamedTuple):
 
 
 def tokenise(
-    text_a: Sequence[str], text_b: Sequence[str] | None, tokenizer, max_sequence_length: int, num_workers: int | None = None
+    text_a: Sequence[str],
+    text_b: Sequence[str] | None,
+    tokenizer,
+    max_sequence_length: int,
+    num_workers: int | None = None,
+    truncation: TruncationConfig = WHOLE_HEAD,
 ) -> Iterator[TokenBlock]:
     """Tokenise texts (or pairs of them) in order, truncated longest first to max_sequence_length tokens, [CLS] and [SEP] included.
 
     tokenizer: any tokenizer of transformers; it is copied, never changed. num_workers: threads, one a core where left out; tokenizers
-    without a Rust backend run in one, since Python's lock would keep more apart.
+    without a Rust backend run in one, since Python's lock would keep more apart. truncation: which tokens are read of a text that is too
+    long; with "hierarchical" an example is all its pieces, each with special tokens of its own and all but the last of full length.
 
     Raises:
+        ConfigError: a truncation that pairs, or a tokenizer without a Rust backend, cannot have.
         DataError: where max_sequence_length has no room for the special tokens.
     """
+    if truncation.is_hierarchical and text_b is not None:
+        raise ConfigError("bertfast.truncation.strategy = 'hierarchical' cuts single texts in pieces, and this task takes pairs of texts")
+    if truncation.strategy != "head" and not tokenizer.is_fast:
+        raise ConfigError(
+            f"bertfast.truncation.strategy = {truncation.strategy!r} needs a fast tokenizer; {type(tokenizer).__name__} is none"
+        )
     special = tokenizer.num_special_tokens_to_add(pair=text_b is not None)
     if max_sequence_length < special:
         kind = "a pair" if text_b is not None else "a text"
         raise DataError(f"max_sequence_length is {max_sequence_length}, but the special tokens of {kind} alone are {special}; raise it")
-    encode = (_fast if tokenizer.is_fast else _slow)(tokenizer, max_sequence_length, text_b is not None)
+    if tokenizer.is_fast:
+        encode = _fast(tokenizer, max_sequence_length, text_b is not None, truncation)
+    else:
+        encode = _slow(tokenizer, max_sequence_length)
     workers = (num_workers or len(os.sched_getaffinity(0))) if tokenizer.is_fast else 1
 
     def work(begin: int) -> TokenBlock:
@@ -87,7 +105,7 @@ def tokenizer_fingerprint(tokenizer) -> str:
 Encode = Callable[[Sequence[str], Sequence[str] | None], TokenBlock]
 
 
-def _fast(tokenizer, max_sequence_length: int, is_pair: bool) -> Encode:
+def _fast(tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig) -> Encode:
     """Encode without truncation and cut afterwards: the backend's own truncation keeps every piece that it cuts off, and for a pair every
     piece of the one with every piece of the other; two texts of 6,000 words at 4 tokens were 36 million of them, and more than 16 GB."""
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -96,13 +114,16 @@ def _fast(tokenizer, max_sequence_length: int, is_pair: bool) -> Encode:
     backend.encode_special_tokens = tokenizer.split_special_tokens  # a copy of the backend forgets it
     segments = _segments(backend, is_pair)
     room = max_sequence_length - sum(len(segment.special) for segment in segments)
+    cut = cutter(truncation, cut_left=tokenizer.truncation_side == "left")
 
     def encode(text_a: Sequence[str], text_b: Sequence[str] | None) -> TokenBlock:
         encodings = backend.encode_batch_fast([*text_a, *(text_b or ())], add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
+        if truncation.is_hierarchical:
+            return _in_pieces(segments, ids, room, truncation)
         sequences = [ids] if text_b is None else [ids[: len(text_a)], ids[len(text_a) :]]
         counts = _kept([np.fromiter(map(len, sequence), dtype=np.int64, count=len(sequence)) for sequence in sequences], room)
-        return _assembled(segments, sequences, counts, tokenizer.truncation_side == "left")
+        return _assembled(segments, sequences, counts, cut)
 
     return encode
 
@@ -134,22 +155,32 @@ def _kept(counts: list[np.ndarray], room: int) -> list[np.ndarray]:
     return [np.where(first_is_shorter, kept_shorter, kept_longer), np.where(first_is_shorter, kept_longer, kept_shorter)]
 
 
-def _assembled(segments: list[_Segment], sequences: list[list[list[int]]], kept: list[np.ndarray], cut_left: bool) -> TokenBlock:
+def _assembled(segments: list[_Segment], sequences: list[list[list[int]]], kept: list[np.ndarray], cut: Cut) -> TokenBlock:
     rows = len(sequences[0])
-    pieces = []
+    parts = []
     for segment in segments:
         if segment.text is None:
-            pieces.append([segment.special] * rows)
+            parts.append([segment.special] * rows)
         else:
-            cuts = zip(sequences[segment.text], kept[segment.text].tolist(), strict=True)
-            pieces.append([ids[len(ids) - keep :] if cut_left else ids[:keep] for ids, keep in cuts])
+            parts.append([cut(ids, keep) for ids, keep in zip(sequences[segment.text], kept[segment.text].tolist(), strict=True)])
     sizes = np.stack([np.full(rows, len(segment.special)) if segment.text is None else kept[segment.text] for segment in segments], axis=1)
-    flat = itertools.chain.from_iterable(itertools.chain.from_iterable(zip(*pieces, strict=True)))
+    flat = itertools.chain.from_iterable(itertools.chain.from_iterable(zip(*parts, strict=True)))
     types = np.repeat(np.tile(np.array([segment.token_type_id for segment in segments], dtype=np.uint8), rows), sizes.reshape(-1))
     return TokenBlock(np.fromiter(flat, dtype=np.int32, count=int(sizes.sum())), types, sizes.sum(axis=1).astype(np.int32))
 
 
-def _slow(tokenizer, max_sequence_length: int, is_pair: bool) -> Encode:
+def _in_pieces(segments: list[_Segment], ids: list[list[int]], room: int, truncation: TruncationConfig) -> TokenBlock:
+    """Documents as all their pieces, one after another, each put together like an example of its own."""
+    of_documents = [pieces(document, room, truncation) for document in ids]
+    every = [piece for document in of_documents for piece in document]
+    sizes = [np.fromiter(map(len, every), dtype=np.int64, count=len(every))]
+    block = _assembled(segments, [every], sizes, cutter(WHOLE_HEAD))
+    counts = np.fromiter(map(len, of_documents), dtype=np.int64, count=len(ids))
+    lengths = np.add.reduceat(block.lengths, np.cumsum(counts) - counts)
+    return block._replace(lengths=lengths.astype(np.int32))
+
+
+def _slow(tokenizer, max_sequence_length: int) -> Encode:
     tokenizer = copy.deepcopy(tokenizer)
 
     def encode(text_a: Sequence[str], text_b: Sequence[str] | None) -> TokenBlock:

@@ -47,7 +47,9 @@ _IN_LAYER = {
     "ffn_norm.bias": "output.LayerNorm.bias",
 }
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
-_HEADS_MADE_ANEW = ("pooler.", "classifier.")
+_HEADS_MADE_ANEW = ("pooler.", "classifier.", "features.", "hidden.")
+_OWN_HEAD = "head."  # before the tensors of a head that transformers has not
+OWN_ARCHITECTURE = "BertfastClassifier"  # what config.json calls a model with one
 _LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)")
 # Buffers and heads of other tasks: no fault of a checkpoint, and not worth a line of the report.
 _HARMLESS = re.compile(r"bert\.embeddings\.(position_ids|token_type_ids)|cls\..*")
@@ -120,6 +122,8 @@ def from_transformers_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, t
 
     for our_name, their_name in _OUTSIDE_LAYERS.items():
         take(our_name, their_name)
+    for name in [name for name in state if name.startswith(_OWN_HEAD)]:
+        take(name.removeprefix(_OWN_HEAD), name)
     for index in sorted({int(match[1]) for name in state if (match := _LAYER.fullmatch(name))}):
         theirs = f"bert.encoder.layer.{index}."
         for part in ("weight", "bias"):
@@ -129,10 +133,14 @@ def from_transformers_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, t
     return ours, [name for name in state if name not in used and not _HARMLESS.fullmatch(name)]
 
 
-def to_transformers_names(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by our names -> contiguous tensors by the names of transformers' BertForSequenceClassification."""
+def to_transformers_names(ours: dict[str, torch.Tensor], plain_head: bool = True) -> dict[str, torch.Tensor]:
+    """Tensors by our names -> contiguous tensors by the names of transformers' BertForSequenceClassification; a head that is not a plain one
+    gets names of its own, so that it is never taken for one."""
     theirs = {}
     for name, tensor in ours.items():
+        if not plain_head and name.startswith(("classifier.", "features.", "hidden.")):
+            theirs[_OWN_HEAD + name] = tensor
+            continue
         if name in _OUTSIDE_LAYERS:
             theirs[_OUTSIDE_LAYERS[name]] = tensor
             continue
@@ -144,6 +152,14 @@ def to_transformers_names(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tens
         else:
             theirs[prefix + _IN_LAYER[inner]] = tensor
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in theirs.items()}
+
+
+def without_layers(state: dict[str, torch.Tensor], layers: range, pooler: bool) -> dict[str, torch.Tensor]:
+    """Tensors by transformers' names without those of some encoder layers and, unless `pooler`, of the NSP pooler."""
+    modern = modern_names(state)
+    gone = [name for name in modern if (match := _LAYER.fullmatch(name)) and int(match[1]) in layers]
+    gone += [] if pooler else [name for name in modern if name.startswith("bert.pooler.")]
+    return {name: tensor for name, tensor in modern.items() if name not in set(gone)}
 
 
 def read_weights(folder_or_name: str) -> tuple[BertConfig, dict[str, torch.Tensor]]:
@@ -193,11 +209,11 @@ def read_config(folder: Path) -> BertConfig:
     return BertConfig.from_dict(values)
 
 
-def write_weights(folder: str | Path, config: BertConfig, state: dict[str, torch.Tensor]) -> None:
+def write_weights(folder: str | Path, config: BertConfig, state: dict[str, torch.Tensor], plain_head: bool = True) -> None:
     """Write config.json and model.safetensors into an existing folder; tensors by transformers' names."""
     from safetensors.torch import save_file
 
-    config.architectures = ["BertForSequenceClassification"]
+    config.architectures = ["BertForSequenceClassification" if plain_head else OWN_ARCHITECTURE]
     config.problem_type = "regression" if config.num_labels == 1 else "single_label_classification"
     config.dtype = "float32"
     config.save_pretrained(folder)

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = [
-    {"bertfast", "errors", "deepspeed_keys", "crc32c", "tensor_bundle", "tensorflow_checkpoint"},
+    {"bertfast", "errors", "deepspeed_keys", "crc32c", "tensor_bundle", "tensorflow_checkpoint", "blocks", "modules", "truncation"},
     {"config", "atomic", "partition", "packing", "planning", "tasks", "weights", "files", "records", "labels", "synthetic_nli"},
-    {"model", "resolve", "architectures", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},
+    {"model", "heads", "resolve", "architectures", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},
     {"data", "checkpoint", "optim", "metrics", "pretrained", "predictions", "report", "progress"},
     {"engine", "steps", "inputs", "convert"},
     {"batches", "keeping", "loading"},

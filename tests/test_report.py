@@ -205,3 +205,27 @@ def test_a_score_on_a_subset_is_not_given_as_that_of_the_set(tmp_path):
     raw = {**MNLI, "bertfast": {**MNLI["bertfast"], "eval_input": {"data_dir": "data/MNLI", "max_examples": 100}}}
     _, front, body = card_of(tmp_path, load_config(raw))
     assert "model-index" not in front and "| evaluation examples at most | 100 |" in body
+
+
+def test_a_card_of_a_head_that_transformers_has_not(tmp_path):
+    head = {"layers": [11, 10], "layer_pooling": "mean", "pooling": "attention", "pooler": False, "hidden_sizes": [64]}
+    (tmp_path / "config.json").write_text(json.dumps({"bertfast_head": head}))
+    _, values, body = card_of(tmp_path)
+    assert values["library_name"] == "bertfast"
+    assert "an attention over the tokens of encoder layers 11, 10 (mean), counted from 0, and hidden layers of 64 (tanh)" in body
+    assert "BertClassifier.from_pretrained(folder)" in body and "model = AutoModel" not in body
+
+
+@pytest.mark.parametrize(
+    ("truncation", "words"),
+    [
+        ({"strategy": "tail"}, "it reads its tail; bertfast does so"),
+        ({"strategy": "head_tail", "head_tokens": 40}, "its first 40 and its last tokens"),
+        ({"strategy": "hierarchical"}, "in pieces of 96, whose features are combined by mean"),
+    ],
+    ids=["tail", "head-tail", "hierarchical"],
+)
+def test_a_card_tells_which_tokens_are_read(tmp_path, truncation, words):
+    config = load_config({**MNLI, "bertfast": {**MNLI["bertfast"], "truncation": truncation}})
+    assert words in card_of(tmp_path, config)[2]
+    assert words not in card_of(tmp_path)[2]

@@ -1,0 +1,70 @@
+"""The config's blocks for the recipes: head, truncation, optimisation. `config` puts them together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+HEAD_KEY = "bertfast_head"  # of config.json, where the head is not transformers' own
+
+
+class Block(BaseModel):
+    """A block of the config: frozen, with no other keys than its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class HeadConfig(Block):
+    """What is made of the encoder's outputs: layers -> tokens pooled -> layers combined -> pieces combined -> hidden layers -> logits.
+
+    The default, the last layer's [CLS] through the NSP pooler, is transformers' own head.
+    """
+
+    dropout: float | None = Field(default=None, ge=0, lt=1)  # left out: classifier_dropout of the checkpoint, else hidden_dropout_prob
+    layers: tuple[int, ...] | None = Field(default=None, min_length=1)  # encoder layers, from 0 or, from the top, -1; left out: the last
+    layer_pooling: Literal["concat", "mean", "max"] = "concat"  # how several layers become one vector
+    pooling: Literal["cls", "mean", "max", "mean_max", "attention"] = "cls"  # how a layer's tokens become one vector
+    pooler: bool | None = None  # whether vectors go through the NSP pooler; left out: yes for [CLS] with `layers` left out, no for the rest
+    hidden_sizes: tuple[int, ...] = ()  # of hidden layers between features and logits, each with an activation and dropout
+    activation: Literal["tanh", "gelu", "relu"] = "tanh"  # of the hidden layers
+    pieces: Literal["mean", "max", "attention"] = "mean"  # how the pieces of a document are combined, with truncation "hierarchical"
+
+    @model_validator(mode="after")
+    def _whole_numbers(self) -> HeadConfig:
+        if any(size < 1 for size in self.hidden_sizes):
+            raise ValueError("hidden_sizes must be 1 or more each")
+        return self
+
+    def describe(self) -> str:
+        """The head in words; its layers must be named."""
+        tokens = {"cls": "[CLS]", "mean_max": "the mean and the maximum of the tokens", "attention": "an attention over the tokens"}
+        words = f"{tokens.get(self.pooling, f'the {self.pooling} of the tokens')} of encoder layer"
+        words += f" {self.layers[0]}" if len(self.layers) == 1 else f"s {', '.join(map(str, self.layers))} ({self.layer_pooling})"
+        words += ", counted from 0" + (", through the NSP pooler" if self.pooler else "")
+        if self.hidden_sizes:
+            words += f", and hidden layers of {', '.join(map(str, self.hidden_sizes))} ({self.activation})"
+        return words + (f"; the pieces of a long document are combined by {self.pieces}" if self.pieces != "mean" else "")
+
+
+class TruncationConfig(Block):
+    """Which tokens of a text with more than max_sequence_length are read, in training, evaluation and prediction alike."""
+
+    strategy: Literal["head", "tail", "head_tail", "hierarchical"] = "head"  # hierarchical: all of them, in pieces that are combined
+    head_tokens: int | None = Field(default=None, ge=1)  # for head_tail: how many are of the text's beginning; left out: half
+    overlap: int = Field(default=0, ge=0)  # for hierarchical: tokens that a piece has in common with the one before it
+    max_pieces: int | None = Field(default=None, ge=1)  # for hierarchical: how many of the first are read; left out: all
+
+    @model_validator(mode="after")
+    def _keys_of_the_strategy(self) -> TruncationConfig:
+        for key, strategy in (("head_tokens", "head_tail"), ("overlap", "hierarchical"), ("max_pieces", "hierarchical")):
+            if getattr(self, key) and self.strategy != strategy:
+                raise ValueError(f"{key} is for strategy {strategy!r}, and the strategy is {self.strategy!r}")
+        return self
+
+    @property
+    def is_hierarchical(self) -> bool:
+        return self.strategy == "hierarchical"
+
+
+WHOLE_HEAD = TruncationConfig()  # what every BERT tokenizer does

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -65,6 +65,56 @@ class TruncationConfig(Block):
     @property
     def is_hierarchical(self) -> bool:
         return self.strategy == "hierarchical"
+
+
+class OptimizationConfig(Block):
+    """Rates by layer, what is trained when, and the schedule."""
+
+    schedule: Literal["linear", "cosine", "constant", "slanted_triangular"] = "linear"  # with run.warmup_steps (or warmup_ratio) of rise
+    layer_learning_rate: tuple[float, ...] | None = Field(
+        default=None, min_length=1
+    )  # the top layer's, or one for each; left out: the optimizer's
+    layer_learning_rate_decay: float | None = Field(default=None, gt=0, le=1)  # a layer's rate over that of the one above it; left out: 1
+    frozen_layers: Annotated[int, Field(ge=0)] | Literal["all"] | None = (
+        None  # not trained: the embeddings and so many of the lowest layers
+    )
+    unfreeze_epochs: float | None = Field(
+        default=None, gt=0
+    )  # the head is trained first, and a layer more each so many epochs, from the top
+
+    @model_validator(mode="after")
+    def _rates(self) -> OptimizationConfig:
+        if any(rate < 0 for rate in self.layer_learning_rate or ()):
+            raise ValueError("layer_learning_rate must be 0 or more")
+        if len(self.layer_learning_rate or ()) > 1 and self.layer_learning_rate_decay is not None:
+            raise ValueError("layer_learning_rate_decay is for one layer_learning_rate, and there are several; leave it out")
+        return self
+
+    @property
+    def is_by_layer(self) -> bool:
+        """Whether parts of the model differ in their rates."""
+        return any(value is not None for value in (self.layer_learning_rate, self.layer_learning_rate_decay, self.unfreeze_epochs))
+
+
+class LossConfig(Block):
+    """What is minimised, where it is not plain cross entropy or squared error."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # share of the label that is spread over all classes (Szegedy et al. 2016)
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = (
+        None  # of each class, in order; balanced: by its share of the training data
+    )
+    focal_gamma: float = Field(
+        default=0.0, ge=0
+    )  # focal loss: examples count (1 - p)^gamma, p being the label's probability (Lin et al. 2017)
+    r_drop: float = Field(default=0.0, ge=0)  # weight of the divergence between two passes with other dropout (Liang et al. 2021)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> LossConfig:
+        if self.label_smoothing and self.focal_gamma:
+            raise ValueError("label_smoothing and focal_gamma contradict each other: one doubts the label, the other trusts it; choose one")
+        if isinstance(self.class_weights, tuple) and min(self.class_weights, default=0) < 0:
+            raise ValueError("class_weights must be 0 or more")
+        return self
 
 
 WHOLE_HEAD = TruncationConfig()  # what every BERT tokenizer does

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from bertfast.blocks import Block, HeadConfig, TruncationConfig
+from bertfast.blocks import Block, HeadConfig, LossConfig, OptimizationConfig, TruncationConfig
 from bertfast.deepspeed_keys import (
     ADAM_PARAMS,
     NESTED_KEYS,
@@ -122,6 +122,8 @@ class BertfastConfig(Block):
     eval_input: InputConfig | None = None
     head: HeadConfig = HeadConfig()
     truncation: TruncationConfig = TruncationConfig()
+    loss: LossConfig = LossConfig()
+    optimization: OptimizationConfig = OptimizationConfig()
     run: RunConfig = RunConfig()
     export: ExportConfig | None = None  # left out: nothing is exported
 
@@ -349,6 +351,8 @@ def _fields_at(path: list[str]) -> list[str]:
         "eval_input": InputConfig,
         "head": HeadConfig,
         "truncation": TruncationConfig,
+        "loss": LossConfig,
+        "optimization": OptimizationConfig,
         "run": RunConfig,
         "export": ExportConfig,
     }

@@ -18,8 +18,9 @@ from bertfast import checkpoint
 from bertfast.config import Config
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
 from bertfast.model import BertClassifier
-from bertfast.optim import ADAMW_KEYS, adamw, linear_schedule, parameter_groups
+from bertfast.optim import ADAMW_KEYS, adamw, freeze, groups_by_depth, parameter_groups, scheduler_of
 from bertfast.resolve import BatchSizes, resolve_deepspeed, resolve_precision, resolve_warmup_steps
+from bertfast.schedules import schedule, thawing
 
 _OWN_OPTIMIZERS = {"adam", "adamw"}
 _LONGEST_BUILD = 900  # seconds; DeepSpeed's ops take under one minute each
@@ -115,8 +116,8 @@ def join_ranks(ranks: Ranks) -> None:
     deepspeed.init_distributed(dist_backend="nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
 
 
-def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total_steps: int, ranks: Ranks):
-    """The DeepSpeed engine around `model`, with bertfast's parameter groups, and AdamW and the linear schedule where the config leaves them to us.
+def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total_steps: int, ranks: Ranks, steps_per_epoch: int = 1):
+    """The DeepSpeed engine around `model`, with bertfast's parameter groups, and AdamW and the schedule where the config leaves them to us.
 
     DeepSpeed builds the optimizer itself where it is another one than Adam or AdamW, or is offloaded; and the scheduler where the config has one.
     """
@@ -125,9 +126,15 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
     resolved = resolve_deepspeed(config, sizes, total_steps, ranks.device.type, model.config.hidden_size)
     if resolve_precision(config.deepspeed, ranks.device.type) == "bf16" and "bf16" not in resolved:
         model.compute_dtype = torch.bfloat16
-    block = resolved["optimizer"]
-    groups = parameter_groups(model, block["params"].get("weight_decay", 0.0))
+    block, optimization = resolved["optimizer"], config.bertfast.optimization
     kind, params = str(block.get("type", "AdamW")).lower(), block["params"]
+    freeze(model, optimization.frozen_layers)
+    if optimization.is_by_layer:
+        groups = groups_by_depth(model, params.get("weight_decay", 0.0), params["lr"], optimization)
+    else:
+        groups = parameter_groups(model, params.get("weight_decay", 0.0))
+    names = [group.pop("name", None) for group in groups]  # DeepSpeed copies groups by their keys, and knows these not
+    depths = [group.pop("depth", 0) for group in groups]
     offloaded = resolved.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
     decoupled = kind == "adamw" or params.get("adam_w_mode", True)
     optimizer = None
@@ -141,7 +148,17 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
         del resolved["optimizer"]
     scheduler = None
     if "scheduler" not in resolved:
-        scheduler = linear_schedule(resolve_warmup_steps(config.bertfast.run, total_steps), total_steps)
+        factor = schedule(optimization.schedule, resolve_warmup_steps(config.bertfast.run, total_steps), total_steps)
+        interval = optimization.unfreeze_epochs
+        if interval is not None:
+            factor = thawing(
+                factor,
+                [
+                    0 if name == "head" else round((depth + 1) * interval * steps_per_epoch)
+                    for name, depth in zip(names, depths, strict=True)
+                ],
+            )
+        scheduler = scheduler_of(factor)
     join_ranks(ranks)
     if optimizer is None:
         free_abandoned_builds()
@@ -158,9 +175,17 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
     except (AssertionError, ValueError, TypeError, KeyError, ImportError, NotImplementedError) as error:  # how it says no to a config
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise ConfigError(f"DeepSpeed cannot start with this config ({type(error).__name__}: {reason})") from error
+    engine.group_names = names
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # it would flatten and copy all gradients for a sum over one rank
     return engine
+
+
+def rates_by_part(engine) -> dict[str, float] | None:
+    """The rates of now of the head, each layer and the embeddings, where they differ; None where there is one for all."""
+    if engine.group_names[0] is None:
+        return None
+    return dict(zip(engine.group_names, engine.get_lr(), strict=True))
 
 
 def free_abandoned_builds() -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from bertfast import __version__
 from bertfast.atomic import replacing, write_json
-from bertfast.blocks import HEAD_KEY, HeadConfig
+from bertfast.blocks import HEAD_KEY, Block, HeadConfig
 from bertfast.config import Config, TaskConfig
 from bertfast.resolve import LEARNING_RATE, WEIGHT_DECAY
 from bertfast.tasks import Task
@@ -24,6 +24,7 @@ from bertfast.tasks import Task
 RESULTS_FILE = "results.json"
 CARD_FILE = "README.md"
 MODEL_CONFIG_FILE = "bertfast.json"
+RECIPE_BLOCKS = ("head", "truncation", "loss", "optimization")
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
 _HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr"}  # the hub's names where they are not ours
 
@@ -41,6 +42,11 @@ def run_facts(config: Config, started: datetime, finished: datetime | None = Non
         "versions": {"python": platform.python_version(), "bertfast": __version__, **{name: _version(name) for name in _PACKAGES}},
         "commit": _commit(),
     }
+
+
+def changed(block: Block) -> dict[str, Any] | None:
+    """The keys of a config block that are not as they are by default, as plain data; None where there is none."""
+    return block.model_dump(mode="json", exclude_defaults=True) or None
 
 
 def write_results(model_dir: str | Path, results: dict[str, Any]) -> Path:
@@ -182,6 +188,7 @@ def _set_up(results: dict[str, Any], config: Config) -> dict[str, Any]:
         "learning_rate": LEARNING_RATE if rate == "auto" else rate,
         "weight_decay": WEIGHT_DECAY if decay == "auto" else decay,
         "seed": block.run.seed,
+        **{name: json.dumps(values) for name in RECIPE_BLOCKS if (values := changed(getattr(block, name)))},
         **results.get("training", {}),
     }
     run = results.get("run", {})

@@ -9,6 +9,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from bertfast.blocks import OptimizationConfig
 from bertfast.config import BertfastConfig, Config
 from bertfast.errors import ConfigError
 
@@ -110,6 +111,7 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
     _fill(optimizer.setdefault("params", {}), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=[0.9, 0.999], eps=1e-8)
     optimizer["params"].setdefault("lr", LEARNING_RATE)
     if "scheduler" in raw:
+        _check_scheduler(config.bertfast.optimization)
         params = raw["scheduler"].setdefault("params", {})
         kind = raw["scheduler"].get("type")
         _fill(
@@ -136,6 +138,17 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
         raw.pop("bf16", None)
     _refuse_auto(raw, ())
     return raw
+
+
+def _check_scheduler(optimization: OptimizationConfig) -> None:
+    """DeepSpeed's schedulers set one rate for all groups, and know nothing of ours."""
+    mine = ("schedule", "layer_learning_rate", "layer_learning_rate_decay", "unfreeze_epochs")
+    for key in mine:
+        if getattr(optimization, key) not in (None, "linear"):
+            raise ConfigError(
+                f"bertfast.optimization.{key} = {getattr(optimization, key)!r} contradicts the scheduler block, which sets one rate for all "
+                "parameters; leave out the scheduler block"
+            )
 
 
 def is_lone_cpu(config: Config, world_size: int, device_type: str) -> bool:

@@ -18,12 +18,13 @@ from bertfast.batches import TrainingBatches, compute_logits
 from bertfast.config import Config, InputConfig
 from bertfast.data import EncodedDataset
 from bertfast.deepspeed_keys import check_monitors
-from bertfast.engine import build_engine, join_ranks, start_ranks
+from bertfast.engine import build_engine, join_ranks, rates_by_part, start_ranks
 from bertfast.errors import ConfigError, Terminated
 from bertfast.keeping import Keeper
 from bertfast.loading import Loader, check_fit
+from bertfast.losses import Loss
 from bertfast.metrics import compute_metrics, is_better
-from bertfast.model import RandomBits, loss_sum
+from bertfast.model import RandomBits
 from bertfast.packing import PackedBatch
 from bertfast.progress import Progress, StartupClock, counted
 from bertfast.resolve import resolve_batch_sizes, resolve_precision, resolve_total_steps
@@ -151,13 +152,17 @@ class Trainer:
         share = torch.zeros((), device=self.ranks.device)
         self.engine.train()
         for micro_step, batch in enumerate(batches):
+            batch = self.loss.prepared(batch)
             logits_BC = self.engine(batch, self._random_bits(step, micro_step))
-            loss = loss_sum(logits_BC, batch.labels) / n_examples
+            loss = self.loss(logits_BC, batch.labels) / n_examples
             self.watch.add(step, loss, logits_BC, batch.example_ids)
             self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
             share += loss.detach()
             if micro_step == len(batches) - 1:
-                self.learning_rate = self.engine.get_lr()[0]  # of this step; engine.step() sets the next one's
+                self.learning_rate, self.part_rates = (
+                    self.engine.get_lr()[0],
+                    rates_by_part(self.engine),
+                )  # of this step; engine.step() sets the next one's
                 if self.ranks.device.type == "cpu":
                     self.watch.check()  # before a weight is touched
             self.engine.step()
@@ -196,7 +201,8 @@ class Trainer:
         if self.invariant_dropout is None:
             self.invariant_dropout = self.ranks.device.type != "cpu"
         self.load_report = model.load_report
-        self.engine = build_engine(model, self.config, sizes, self.total_steps, self.ranks)
+        self.loss = Loss(self.settings.loss, self.task.num_labels, self.train_set.labels, self.ranks.device)
+        self.engine = build_engine(model, self.config, sizes, self.total_steps, self.ranks, self.steps_per_epoch)
         self.keeper = Keeper(self.config, self.task, self.engine, tokenizer, self._identity(), self._results, self.ranks)
         self._mark("engine")
 
@@ -214,6 +220,7 @@ class Trainer:
             "steps per epoch": self.steps_per_epoch,
             "training examples": len(self.train_set),
             "training tokens": int(self.train_set.lengths.sum(dtype=np.int64)),
+            **{name: report.changed(getattr(self.settings, name)) for name in report.RECIPE_BLOCKS},
         }
 
     def _opening_lines(self, state: RunState) -> list[str]:
@@ -281,6 +288,7 @@ class Trainer:
             "epoch": step / self.steps_per_epoch,
             "loss": rates.pop("loss"),
             "learning_rate": self.learning_rate,
+            **({} if self.part_rates is None else {"learning_rates": self.part_rates}),
             **rates,
             "real_token_share": self.batches.plan.fill,
             "seconds_left": (self.total_steps - step) * rates["seconds_per_step"],

@@ -12,10 +12,21 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = [
-    {"bertfast", "errors", "deepspeed_keys", "crc32c", "tensor_bundle", "tensorflow_checkpoint", "blocks", "modules", "truncation"},
+    {
+        "bertfast",
+        "errors",
+        "deepspeed_keys",
+        "crc32c",
+        "tensor_bundle",
+        "tensorflow_checkpoint",
+        "blocks",
+        "modules",
+        "truncation",
+        "schedules",
+    },
     {"config", "atomic", "partition", "packing", "planning", "tasks", "weights", "files", "records", "labels", "synthetic_nli"},
     {"model", "heads", "resolve", "architectures", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},
-    {"data", "checkpoint", "optim", "metrics", "pretrained", "predictions", "report", "progress"},
+    {"data", "checkpoint", "optim", "losses", "metrics", "pretrained", "predictions", "report", "progress"},
     {"engine", "steps", "inputs", "convert"},
     {"batches", "keeping", "loading"},
     {"trainer", "validate", "preflight", "flags", "compilation"},

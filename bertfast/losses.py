@@ -1,0 +1,111 @@
+"""What is minimised: cross entropy or squared error, with label smoothing, class weights, focal loss and R-Drop where the config asks for them.
+
+Every loss is a sum over examples, a float32 scalar; the trainer divides it by the examples of the global batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bertfast.blocks import LossConfig
+from bertfast.errors import ConfigError
+from bertfast.model import loss_sum
+from bertfast.packing import IGNORE_LABEL, PackedBatch
+
+# B examples, C classes
+
+_SECOND_PASS = 2**30  # added to the ids by which dropout is keyed; no data set has as many examples
+
+
+class Loss:
+    """The loss of a run. `prepared(batch)` is what the model is to be given, and `loss(logits, labels)` takes what comes back.
+
+    Raises:
+        ConfigError: class weights that do not fit the classes, or an option for classes where the task is a regression.
+    """
+
+    def __init__(self, config: LossConfig, num_labels: int, labels: np.ndarray, device: torch.device | str = "cpu"):
+        self._config = config
+        if num_labels == 1 and (config.label_smoothing or config.class_weights or config.focal_gamma):
+            raise ConfigError(
+                "bertfast.loss: label_smoothing, class_weights and focal_gamma are for classes, and this task is a regression"
+            )
+        weights = class_weights(config, num_labels, labels)
+        self._weight_C = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
+        self._is_plain = not (config.label_smoothing or config.class_weights or config.focal_gamma)
+
+    def prepared(self, batch: PackedBatch) -> PackedBatch:
+        """The batch itself, or for R-Drop the batch twice, to be met by two draws of dropout."""
+        return doubled(batch) if self._config.r_drop else batch
+
+    def __call__(self, logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        loss = loss_sum(logits_BC, labels_B) if self._is_plain else self._of_classes(logits_BC.float(), labels_B.long())
+        if not self._config.r_drop:
+            return loss
+        return loss / 2 + self._config.r_drop * _disagreement(logits_BC.float(), labels_B)
+
+    def _of_classes(self, logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        config = self._config
+        if not config.focal_gamma:
+            return F.cross_entropy(
+                logits_BC, labels_B, self._weight_C, reduction="sum", ignore_index=IGNORE_LABEL, label_smoothing=config.label_smoothing
+            )
+        losses_B = F.cross_entropy(logits_BC, labels_B, reduction="none", ignore_index=IGNORE_LABEL)  # 0 for fillers
+        focused_B = (1 - torch.exp(-losses_B)).clamp(min=1e-7) ** config.focal_gamma * losses_B
+        if self._weight_C is not None:
+            focused_B = focused_B * self._weight_C[labels_B.clamp(min=0)]
+        return focused_B.sum()
+
+
+def class_weights(config: LossConfig, num_labels: int, labels: np.ndarray) -> list[float] | None:
+    """The weight of each class; "balanced" is n / (C * examples of the class), as in scikit-learn.
+
+    Raises:
+        ConfigError: another number of weights than of classes, or a class without examples to balance.
+    """
+    if config.class_weights is None:
+        return None
+    if config.class_weights != "balanced":
+        if len(config.class_weights) != num_labels:
+            raise ConfigError(
+                f"bertfast.loss.class_weights holds {len(config.class_weights)} weights, but the task has {num_labels} classes"
+            )
+        return list(config.class_weights)
+    counts = np.bincount(labels, minlength=num_labels)
+    if not counts.all():
+        raise ConfigError(
+            f"bertfast.loss.class_weights = 'balanced': class {int(counts.argmin())} has no training example; give the weights"
+        )
+    return (len(labels) / (num_labels * counts)).tolist()
+
+
+def doubled(batch: PackedBatch) -> PackedBatch:
+    """A batch twice over, [2B] examples; dropout by key meets the second half as other examples."""
+    ids = batch.example_ids if batch.piece_ids is None else batch.piece_ids
+    twice = {
+        name: torch.cat((value, value))
+        for name in ("input_ids", "token_type_ids", "position_ids", "example_ids")
+        if (value := getattr(batch, name)) is not None
+    }
+    twice["cu_seqlens"] = torch.cat((batch.cu_seqlens, batch.cu_seqlens[1:] + batch.num_tokens))
+    twice["piece_ids"] = torch.cat((ids, ids + _SECOND_PASS))
+    if batch.cu_pieces is not None:
+        twice["cu_pieces"] = torch.cat((batch.cu_pieces, batch.cu_pieces[1:] + batch.num_sequences))
+    if batch.labels is not None:
+        twice["labels"] = torch.cat((batch.labels, batch.labels))
+    return dataclasses.replace(batch, **twice)
+
+
+def _disagreement(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    """R-Drop's term of two passes: half of KL(p||q) + KL(q||p) (Liang et al. 2021, equation 2); the squared difference for a regression."""
+    first, second = logits_BC.chunk(2)
+    labels_B = labels_B.chunk(2)[0]
+    if logits_BC.shape[1] == 1:
+        return torch.where(labels_B.isnan(), 0.0, (first - second)[:, 0]).square().sum()
+    log_p, log_q = first.log_softmax(-1), second.log_softmax(-1)
+    divergence_B = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1) / 2
+    return torch.where(labels_B == IGNORE_LABEL, 0.0, divergence_B).sum()

@@ -37,7 +37,7 @@ class TrainingBatches:
             epoch, index = divmod(step, self.steps_per_epoch)
             if epoch != planned:
                 planned, plan = epoch, self._plan(epoch)
-            batches = [self._dataset.batch(part) for part in plan.micro_batches(index, self._ranks.rank)]
+            batches = [self._dataset.training_batch(part, epoch) for part in plan.micro_batches(index, self._ranks.rank)]
             return step, plan, on_device(batches, self._ranks)
 
         for step, self.plan, batches in ahead(pack, range(first, total)):

@@ -117,4 +117,22 @@ class LossConfig(Block):
         return self
 
 
+class PretrainConfig(Block):
+    """Further pre-training: the text, and what is asked of it. The text is that of text_files, or else the task's own (and `inputs`')."""
+
+    text_files: tuple[str, ...] = ()  # UTF-8, a sentence or paragraph a line, blank lines between documents
+    eval_text_files: tuple[str, ...] = ()  # held out, of the same form
+    inputs: tuple[dict[str, str], ...] = ()  # the training text of other tasks too: {"task": ..., "data_dir" or "data_file": ...} each
+    next_sentence: bool = True  # False: masked language modelling alone
+    masked_lm_prob: float = Field(default=0.15, gt=0, lt=1)  # share of an example's tokens that are to be predicted
+    max_predictions_per_seq: int | None = Field(default=None, ge=1)  # of an example; left out: no limit
+    whole_word_mask: bool = False
+    dupe_factor: int | None = Field(
+        default=None, ge=1
+    )  # so many copies with masks of their own, once for all; left out: new masks each epoch
+    short_seq_prob: float = Field(
+        default=0.1, ge=0, le=1
+    )  # share of examples that are made shorter than max_sequence_length, with next_sentence
+
+
 WHOLE_HEAD = TruncationConfig()  # what every BERT tokenizer does

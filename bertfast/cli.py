@@ -1,4 +1,4 @@
-"""The command line: `bertfast train | eval | predict | validate | compile | export | verify | convert`; `launch` is what `deepspeed launch.py` starts on every rank.
+"""The command line: `bertfast train | eval | predict | validate | compile | export | verify | pretrain | convert`; `launch` is what `deepspeed launch.py` starts on every rank.
 
 What is heavy is imported by the command that needs it, once its config is known to be good: a bad flag or key is answered at once.
 """
@@ -72,6 +72,13 @@ def _train(arguments: Namespace) -> int:
         if export is not None:
             exporter().export_after_training(config.bertfast, _tell_progress)
     return 0
+
+
+def _pretrain(arguments: Namespace) -> int:
+    config = _load(arguments)
+    if config.bertfast.pretrain is None:
+        raise ConfigError(f"{_name(config)}: there is no bertfast.pretrain block; it names the text ({{}} takes the task's own)")
+    return _train(arguments)
 
 
 def _evaluate(arguments: Namespace) -> int:
@@ -191,6 +198,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "compile": _compile,
     "export": _export,
     "verify": _verify,
+    "pretrain": _pretrain,
     "convert": _convert,
 }
 
@@ -244,7 +252,11 @@ def _trainer(arguments: Namespace, config: Config) -> Trainer:
         checkpoint_path = None if starts_from_checkpoint(arguments) else arguments.checkpoint_path
     from bertfast.trainer import Trainer
 
-    return Trainer(
+    kind = Trainer
+    if arguments.command == "pretrain":
+        from bertfast.pretraining import Pretrainer as kind
+
+    return kind(
         config,
         device=arguments.device,
         resume=bool(arguments.resume),

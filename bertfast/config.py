@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from bertfast.blocks import Block, HeadConfig, LossConfig, OptimizationConfig, TruncationConfig
+from bertfast.blocks import Block, HeadConfig, LossConfig, OptimizationConfig, PretrainConfig, TruncationConfig
 from bertfast.deepspeed_keys import (
     ADAM_PARAMS,
     NESTED_KEYS,
@@ -124,8 +124,17 @@ class BertfastConfig(Block):
     truncation: TruncationConfig = TruncationConfig()
     loss: LossConfig = LossConfig()
     optimization: OptimizationConfig = OptimizationConfig()
+    pretrain: PretrainConfig | None = None
     run: RunConfig = RunConfig()
     export: ExportConfig | None = None  # left out: nothing is exported
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_without_a_task(cls, values: Any) -> Any:
+        """Plain text to pre-train on needs no task."""
+        if isinstance(values, dict) and isinstance(values.get("pretrain"), dict) and values["pretrain"].get("text_files"):
+            return {"task": {"name": "text", "text_columns": ["text"]}, **values}
+        return values
 
 
 class Config:
@@ -353,6 +362,7 @@ def _fields_at(path: list[str]) -> list[str]:
         "truncation": TruncationConfig,
         "loss": LossConfig,
         "optimization": OptimizationConfig,
+        "pretrain": PretrainConfig,
         "run": RunConfig,
         "export": ExportConfig,
     }

@@ -242,6 +242,10 @@ class EncodedDataset:
         piece_ids = np.repeat(first - cu_pieces[:-1], counts) + np.arange(cu_pieces[-1])
         return batch.with_pieces(cu_pieces, piece_ids)
 
+    def training_batch(self, indices: np.ndarray, epoch: int) -> PackedBatch:
+        """The batch of these examples in an epoch: the same in each."""
+        return self.batch(indices)
+
     def _sequence_lengths(self, lengths: np.ndarray) -> np.ndarray:
         return piece_lengths(lengths, self.max_sequence_length) if self.has_pieces else lengths
 

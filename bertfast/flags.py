@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -21,14 +21,16 @@ COMMANDS = {
     "predict": "classify a file or standard input with a fine-tuned model",
     "validate": "check config, data, tokenizer and weights, run one step, and estimate memory",
     "compile": "compile the GPU kernels that a config needs, with no GPU needed, and check that each fits",
+    "pretrain": "pre-train further on plain text or a task's own (masked words, next sentences)",
     "convert": "convert a BERT checkpoint between transformers' format and TensorFlow's",
 }
 EXPORT_COMMANDS = {
     "export": "turn a fine-tuned classifier into a folder of ONNX files that a judge has passed",
     "verify": "judge an exported folder anew: its files, its logits, its answers",
 }
-_WITH_CONFIG = ("train", "eval", "predict", "validate", "compile")
-MODES = ("train", "eval", "train_and_eval", "predict")
+_WITH_CONFIG = ("train", "eval", "predict", "validate", "compile", "pretrain")
+_TRAINING = ("train", "validate")
+MODES = ("train", "eval", "train_and_eval", "predict", "pretrain")
 DEVICES = ("cpu", "gpu")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")  # those of bertfast_kernels.compile, which is too heavy to ask
 _SUMMARY = "Fine-tune BERT classifiers on packed sequences."
@@ -43,7 +45,8 @@ class Flag:
     commands: tuple[str, ...] = _WITH_CONFIG
     options: Mapping[str, Any] = field(default_factory=dict)
     key: str | None = None
-    value: bool | None = None
+    value: bool | str | None = None
+    expand: Callable[[Any], dict[str, Any]] | None = None  # what a value stands for, where that is more than one key
 
     @property
     def dest(self) -> str:
@@ -55,6 +58,88 @@ class Flag:
 
 
 _SWITCH = {"action": "store_true"}
+
+
+def _trunc_medium(tokens: int) -> dict[str, Any]:
+    """Sun et al.'s numbers for the ways to cut a text."""
+    if tokens < -2:
+        raise ConfigError(f"--trunc_medium {tokens}: give -2 (head), -1 (tail), 0 (half and half) or how many tokens of the head")
+    if tokens <= 0:
+        return {"bertfast.truncation.strategy": {-2: "head", -1: "tail", 0: "head_tail"}[tokens]}
+    return {"bertfast.truncation.strategy": "head_tail", "bertfast.truncation.head_tokens": tokens}
+
+
+def _recipe(name: str, help: str, key: str, commands: tuple[str, ...] = _TRAINING, **options: Any) -> Flag:
+    return Flag((name,), help, commands, options, key)
+
+
+# Named as in the code of Sun et al. 2019 and in Google's create_pretraining_data.py.
+RECIPE_FLAGS = (
+    _recipe(
+        "--layers",
+        "the encoder layers that the head reads, from 0, or from the top as -1",
+        "bertfast.head.layers",
+        type=int,
+        nargs="+",
+        metavar="N",
+    ),
+    _recipe(
+        "--pooling_type",
+        "how several layers become one vector (left out: they are concatenated)",
+        "bertfast.head.layer_pooling",
+        choices=["concat", "mean", "max"],
+    ),
+    _recipe(
+        "--pooling",
+        "how the tokens of a layer become one vector",
+        "bertfast.head.pooling",
+        choices=["cls", "mean", "max", "mean_max", "attention"],
+    ),
+    Flag(
+        ("--trunc_medium",),
+        "of a text that is too long, read -2: the head, -1: the tail, 0: half and half, K: K tokens of the head and then the tail",
+        (*_TRAINING, "eval", "predict"),
+        {"type": int, "metavar": "K"},
+        "bertfast.truncation.strategy",
+        expand=_trunc_medium,
+    ),
+    _recipe(
+        "--layer_learning_rate",
+        "the rate of the top layer, or of each from the lowest",
+        "bertfast.optimization.layer_learning_rate",
+        type=float,
+        nargs="+",
+        metavar="RATE",
+    ),
+    _recipe(
+        "--layer_learning_rate_decay",
+        "a layer's rate over that of the one above it",
+        "bertfast.optimization.layer_learning_rate_decay",
+        type=float,
+        metavar="FACTOR",
+    ),
+    Flag(("--frozen_bert",), "train the head alone", _TRAINING, _SWITCH, "bertfast.optimization.frozen_layers", "all"),
+    _recipe(
+        "--masked_lm_prob", "share of tokens to predict", "bertfast.pretrain.masked_lm_prob", ("pretrain",), type=float, metavar="SHARE"
+    ),
+    _recipe(
+        "--max_predictions_per_seq",
+        "most tokens to predict in an example",
+        "bertfast.pretrain.max_predictions_per_seq",
+        ("pretrain",),
+        type=int,
+        metavar="N",
+    ),
+    _recipe(
+        "--dupe_factor",
+        "so many copies with masks of their own, the same each epoch",
+        "bertfast.pretrain.dupe_factor",
+        ("pretrain",),
+        type=int,
+        metavar="N",
+    ),
+    Flag(("--do_whole_word_mask",), "mask whole words", ("pretrain",), _SWITCH, "bertfast.pretrain.whole_word_mask", True),
+)
 
 FLAGS = (
     Flag(("--config", "--params"), "the config, JSON or YAML; a bare name is also looked for in configs/", options={"metavar": "FILE"}),
@@ -92,7 +177,7 @@ FLAGS = (
         key="bertfast.model.strict",
         value=False,
     ),
-    Flag(("--resume",), "continue from the newest whole checkpoint of model_dir", commands=("train",), options=_SWITCH),
+    Flag(("--resume",), "continue from the newest whole checkpoint of model_dir", commands=("train", "pretrain"), options=_SWITCH),
     Flag(("--validate_only",), "check everything, print a table, train nothing; exits 0 or 2", commands=("train",), options=_SWITCH),
     Flag(
         ("--compile_only",),
@@ -106,7 +191,12 @@ FLAGS = (
         commands=("compile",),
         options={"choices": TARGETS, "action": "append"},
     ),
-    Flag(("--profile_startup",), "print where the time to the first step goes", commands=("train", "eval", "predict"), options=_SWITCH),
+    Flag(
+        ("--profile_startup",),
+        "print where the time to the first step goes",
+        commands=("train", "eval", "predict", "pretrain"),
+        options=_SWITCH,
+    ),
     Flag(
         ("--input",),
         "a file like the task's test file or your own data, a .txt with one text a line, a folder of the task, or - for standard input "
@@ -276,14 +366,21 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
     found = list(arguments.set)
     for flag in FLAGS:
         given = getattr(arguments, flag.dest, None)
-        if flag.key and given and (flag.dest != "checkpoint_path" or starts_from_checkpoint(arguments)):
-            found.append(f"{flag.key}={json.dumps(given if flag.value is None else flag.value)}")
+        if (
+            flag.key is None
+            or given is None
+            or given is False
+            or (flag.dest == "checkpoint_path" and not starts_from_checkpoint(arguments))
+        ):
+            continue
+        values = flag.expand(given) if flag.expand else {flag.key: given if flag.value is None else flag.value}
+        found += [f"{key}={json.dumps(value)}" for key, value in values.items()]
     return found
 
 
 def starts_from_checkpoint(arguments: argparse.Namespace) -> bool:
     """Whether --checkpoint_path means the weights to start from, and not a run to continue or a model to judge."""
-    return arguments.command in ("train", "train_and_eval", "validate", "compile") and not arguments.resume
+    return arguments.command in ("train", "train_and_eval", "validate", "compile", "pretrain") and not arguments.resume
 
 
 def _take_device(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -307,7 +404,7 @@ def _checked(arguments: argparse.Namespace, extra: list[str], device: str | None
         return arguments
     for flag in FLAGS:
         given = vars(arguments).setdefault(flag.dest, None)
-        if given and not doing & set(flag.commands):
+        if not (given is None or given is False or given == []) and not doing & set(flag.commands):
             parser.error(f"{flag.names[0]} is for {' and '.join(flag.commands)}, not for {command}")
     if command not in (*_WITH_CONFIG, "train_and_eval"):
         return arguments

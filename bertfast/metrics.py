@@ -44,7 +44,9 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
 
 
 def is_better(task: Task, new: float, old: float | None) -> bool:
-    """Whether `new` beats `old` as a value of `task.main_metric`. Every metric here is better when higher; a tie or a NaN is not better."""
+    """Whether `new` beats `old` as a value of `task.main_metric`. Every metric is better when higher, save a loss; a tie or a NaN is not better."""
+    if task.main_metric in LOSSES:
+        return not np.isnan(new) and (old is None or new < old)
     _metric(task.main_metric, task)
     return not np.isnan(new) and (old is None or new > old)
 
@@ -100,6 +102,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (last - (counts - 1) / 2)[places]
 
 
+LOSSES = {"mlm_loss"}  # of pre-training, which computes its metrics itself
 CLASS_METRICS = {"accuracy": accuracy, "f1": f1, "macro_f1": macro_f1, "matthews_correlation": matthews_correlation}
 REGRESSION_METRICS = {"pearson": pearson, "spearman": spearman, "pearson_spearman": pearson_spearman}
 

@@ -16,7 +16,15 @@ from bertfast.errors import CheckpointError
 from bertfast.heads import ACTIVATIONS, Features, head_of, is_plain, set_head
 from bertfast.modules import Linear, Pack, RandomBits
 from bertfast.packing import IGNORE_LABEL, PackedBatch
-from bertfast.weights import LoadReport, from_transformers_names, read_weights, to_transformers_names, without_layers, write_weights
+from bertfast.weights import (
+    OWN_ARCHITECTURE,
+    LoadReport,
+    from_transformers_names,
+    read_weights,
+    to_transformers_names,
+    without_layers,
+    write_weights,
+)
 from bertfast_kernels import (
     bias_gelu,
     cross_entropy,
@@ -43,10 +51,7 @@ class BertClassifier(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        if config.hidden_act not in GELU_FORMS:
-            raise CheckpointError(f"hidden_act is {config.hidden_act!r}; bertfast computes {', '.join(GELU_FORMS)}")
-        if config.hidden_size % config.num_attention_heads:
-            raise CheckpointError(f"hidden_size {config.hidden_size} does not divide into {config.num_attention_heads} attention heads")
+        check_config(config)
         self.config = config
         self.num_labels = config.num_labels
         self.embeddings = Embeddings(config)
@@ -60,11 +65,11 @@ class BertClassifier(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         self.classifier_dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.load_report: LoadReport | None = None
-        self.apply(self._initialise)
+        self.apply(lambda module: initialise(module, config.initializer_range))
 
     def forward(self, batch: PackedBatch, bits: RandomBits | None = None) -> torch.Tensor:
         """Logits [B, C]. In training mode `bits` feeds dropout; left out, torch's generator seeds it."""
-        pack = self._pack(batch, bits)
+        pack = pack_of(batch, bits, self.training)
         x_XD, chosen = self.embeddings(batch, pack).to(self.compute_dtype), []
         for index, layer in enumerate(self.layers):
             x_XD = layer(x_XD, pack, cls_only=index == len(self.layers) - 1 and self.head.pooling == "cls")
@@ -149,27 +154,39 @@ class BertClassifier(nn.Module):
         state: the parameters by our names, where the model itself does not hold them whole (ZeRO stage 3).
         """
         plain = is_plain(self.head, len(self.layers))
-        write_weights(folder, self.config, to_transformers_names(self.state_dict() if state is None else state, plain), plain)
+        architecture = "BertForSequenceClassification" if plain else OWN_ARCHITECTURE
+        write_weights(folder, self.config, to_transformers_names(self.state_dict() if state is None else state, plain), architecture)
 
-    def _pack(self, batch: PackedBatch, bits: RandomBits | None) -> Pack:
-        if not self.training:
-            return Pack(batch.cu_seqlens, batch.max_seqlen, None, batch.position_ids, None)
-        bits = bits or RandomBits.from_torch(batch.input_ids.device)
-        example_ids_T = None
-        if bits.key is not None:
-            ids = batch.example_ids if batch.piece_ids is None else batch.piece_ids
-            example_ids_T = ids.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
-        return Pack(batch.cu_seqlens, batch.max_seqlen, example_ids_T, batch.position_ids, bits)
 
-    def _initialise(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, Linear):
-            nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, Embeddings):
-            for table in (module.word, module.position, module.segment):
-                nn.init.normal_(table, std=std)
+def check_config(config: BertConfig) -> None:
+    """Raise CheckpointError where the encoder that `config` describes is none that bertfast computes."""
+    if config.hidden_act not in GELU_FORMS:
+        raise CheckpointError(f"hidden_act is {config.hidden_act!r}; bertfast computes {', '.join(GELU_FORMS)}")
+    if config.hidden_size % config.num_attention_heads:
+        raise CheckpointError(f"hidden_size {config.hidden_size} does not divide into {config.num_attention_heads} attention heads")
+
+
+def pack_of(batch: PackedBatch, bits: RandomBits | None, training: bool) -> Pack:
+    """What the layers need to know of a batch; in training mode with the bits for dropout, torch's where there are none."""
+    if not training:
+        return Pack(batch.cu_seqlens, batch.max_seqlen, None, batch.position_ids, None)
+    bits = bits or RandomBits.from_torch(batch.input_ids.device)
+    example_ids_T = None
+    if bits.key is not None:
+        ids = batch.example_ids if batch.piece_ids is None else batch.piece_ids
+        example_ids_T = ids.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
+    return Pack(batch.cu_seqlens, batch.max_seqlen, example_ids_T, batch.position_ids, bits)
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """BERT's initialisation of one module's own matrices."""
+    if isinstance(module, Linear):
+        nn.init.normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, Embeddings):
+        for table in (module.word, module.position, module.segment):
+            nn.init.normal_(table, std=std)
 
 
 class Embeddings(nn.Module):

@@ -24,7 +24,7 @@ from bertfast.tasks import Task
 RESULTS_FILE = "results.json"
 CARD_FILE = "README.md"
 MODEL_CONFIG_FILE = "bertfast.json"
-RECIPE_BLOCKS = ("head", "truncation", "loss", "optimization")
+RECIPE_BLOCKS = ("head", "truncation", "loss", "optimization", "pretrain")
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
 _HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr"}  # the hub's names where they are not ours
 
@@ -44,9 +44,9 @@ def run_facts(config: Config, started: datetime, finished: datetime | None = Non
     }
 
 
-def changed(block: Block) -> dict[str, Any] | None:
+def changed(block: Block | None) -> dict[str, Any] | None:
     """The keys of a config block that are not as they are by default, as plain data; None where there is none."""
-    return block.model_dump(mode="json", exclude_defaults=True) or None
+    return None if block is None else block.model_dump(mode="json", exclude_defaults=True) or None
 
 
 def write_results(model_dir: str | Path, results: dict[str, Any]) -> Path:
@@ -59,9 +59,12 @@ def write_results(model_dir: str | Path, results: dict[str, Any]) -> Path:
 def write_model_config(folder: str | Path, config: Config, task: Task) -> None:
     """Write bertfast.json into a model folder: the bertfast block, with the labels that `task` found in the training data.
 
-    `bertfast eval` and `predict --checkpoint_path FOLDER` read it, so that the folder needs no other config.
+    `bertfast eval` and `predict --checkpoint_path FOLDER` read it, so that the folder needs no other config. A model that is pre-trained
+    further gets none: there is nothing yet that it predicts.
     """
     block = config.bertfast
+    if block.pretrain is not None:
+        return
     if isinstance(block.task, TaskConfig):
         block = block.model_copy(
             update={"task": block.task.model_copy(update={"label_names": task.label_names, "metric": task.main_metric})}
@@ -77,20 +80,30 @@ def write_model_card(folder: str | Path, results: dict[str, Any], config: Config
     """
     base = config.bertfast.model.checkpoint
     base_name = Path(base).name if _is_local(base) else base
-    own_head = _own_head(Path(folder))
+    own_head, pretrain = _own_head(Path(folder)), config.bertfast.pretrain
+    kind = "regressor" if task.is_regression else "classifier"
+    what = (
+        f"# {base_name}, fine-tuned on {task.name}",
+        (f"A BERT {kind} of {'sentence pairs' if task.is_pair else 'single texts'}, fine-tuned from `{base_name}` with bertfast."),
+    )
+    if pretrain is not None:
+        objective = "masked language modelling" + (" and next-sentence prediction" if pretrain.next_sentence else "")
+        what = (
+            f"# {base_name}, pre-trained further",
+            f"A BERT encoder, pre-trained further from `{base_name}` by {objective} with bertfast.",
+        )
     parts = [
         "---",
         yaml.safe_dump(_front_matter(results, config, task, own_head is not None), sort_keys=False, allow_unicode=True).rstrip(),
         "# license: to be filled in by whoever publishes this model",
         "---",
         "",
-        f"# {base_name}, fine-tuned on {task.name}",
+        what[0],
         "",
-        f"A BERT {'regressor' if task.is_regression else 'classifier'} of {'sentence pairs' if task.is_pair else 'single texts'}, "
-        f"fine-tuned from `{base_name}` with bertfast.",
+        what[1],
         "",
         *_reading(config, own_head),
-        *_labels(task),
+        *([] if pretrain is not None else _labels(task)),
         "## Results",
         "",
         *_metrics_table(results.get("metrics", {})),
@@ -101,7 +114,7 @@ def write_model_card(folder: str | Path, results: dict[str, Any], config: Config
         "",
         "## Use",
         "",
-        *_usage(config, task, own_head is not None),
+        *(_usage(config, task, own_head is not None) if pretrain is None else _pretrained_usage()),
     ]
     with replacing(Path(folder) / CARD_FILE) as file:
         file.write("\n".join(parts) + "\n")
@@ -139,6 +152,8 @@ def _front_matter(results: dict[str, Any], config: Config, task: Task, own_head:
     card: dict[str, Any] = {"library_name": "bertfast" if own_head else "transformers", "pipeline_tag": "text-classification"}
     if not _is_local(base):
         card["base_model"] = base
+    if config.bertfast.pretrain is not None:
+        return {**card, "pipeline_tag": "fill-mask", "tags": ["bertfast", "bert"]}
     if task.hub:
         card["datasets"] = [task.hub.name]
     card["metrics"] = [_HUB_METRICS.get(name, name) for name in task.metrics]
@@ -222,6 +237,18 @@ def _usage(config: Config, task: Task, own_head: bool) -> list[str]:
         "```",
         "",
         "Or, for whole files, at the speed of packed batches: `bertfast predict --checkpoint_path . --input texts.txt`",
+    ]
+
+
+def _pretrained_usage() -> list[str]:
+    return [
+        "Fine-tune it: `bertfast train --config ds_mnli.json --checkpoint_path .`, or fill in masks:",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        "",
+        'print(pipeline("fill-mask", model=".")("A [MASK] to fill."))',
+        "```",
     ]
 
 

@@ -43,6 +43,8 @@ class Trainer:
         profile_startup: print where the time before the first step went.
     """
 
+    loader_class: type[Loader] = Loader
+
     def __init__(
         self,
         config: Config,
@@ -60,7 +62,7 @@ class Trainer:
         self.clock = StartupClock() if profile_startup else None
         self.ranks = start_ranks(device, self.run.threads)
         self.precision = resolve_precision(config.deepspeed, self.ranks.device.type)
-        self.loader = Loader(config, self.ranks)
+        self.loader = self.loader_class(config, self.ranks)
 
     @property
     def task(self) -> Task:
@@ -152,10 +154,7 @@ class Trainer:
         share = torch.zeros((), device=self.ranks.device)
         self.engine.train()
         for micro_step, batch in enumerate(batches):
-            batch = self.loss.prepared(batch)
-            logits_BC = self.engine(batch, self._random_bits(step, micro_step))
-            loss = self.loss(logits_BC, batch.labels) / n_examples
-            self.watch.add(step, loss, logits_BC, batch.example_ids)
+            loss = self._micro_step(step, micro_step, batch, n_examples)
             self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
             share += loss.detach()
             if micro_step == len(batches) - 1:
@@ -167,6 +166,14 @@ class Trainer:
                     self.watch.check()  # before a weight is touched
             self.engine.step()
         return share
+
+    def _micro_step(self, step: int, micro_step: int, batch: PackedBatch, n_examples: int) -> torch.Tensor:
+        """The forward pass of one micro-batch; returns its share of the step's mean loss."""
+        batch = self.loss.prepared(batch)
+        logits_BC = self.engine(batch, self._random_bits(step, micro_step))
+        loss = self.loss(logits_BC, batch.labels) / n_examples
+        self.watch.add(step, loss, logits_BC, batch.example_ids)
+        return loss
 
     def _random_bits(self, step: int, micro_step: int) -> RandomBits:
         """Dropout's bits, from seed and step alone, so that a resumed run meets the same."""
@@ -201,10 +208,13 @@ class Trainer:
         if self.invariant_dropout is None:
             self.invariant_dropout = self.ranks.device.type != "cpu"
         self.load_report = model.load_report
-        self.loss = Loss(self.settings.loss, self.task.num_labels, self.train_set.labels, self.ranks.device)
+        self.loss = self._loss()
         self.engine = build_engine(model, self.config, sizes, self.total_steps, self.ranks, self.steps_per_epoch)
         self.keeper = Keeper(self.config, self.task, self.engine, tokenizer, self._identity(), self._results, self.ranks)
         self._mark("engine")
+
+    def _loss(self) -> Any:
+        return Loss(self.settings.loss, self.task.num_labels, self.train_set.labels, self.ranks.device)
 
     def _trained_model(self):
         return self.loader.trained(self.checkpoint_path or str(self.model_dir), self.precision)

@@ -34,6 +34,15 @@ _OUTSIDE_LAYERS = {
     "classifier.weight": "classifier.weight",
     "classifier.bias": "classifier.bias",
 }
+_PRETRAINING = {
+    "predictions.weight": "cls.predictions.transform.dense.weight",
+    "predictions.dense_bias": "cls.predictions.transform.dense.bias",
+    "predictions.norm_weight": "cls.predictions.transform.LayerNorm.weight",
+    "predictions.norm_bias": "cls.predictions.transform.LayerNorm.bias",
+    "embeddings.decoder_bias": "cls.predictions.bias",
+    "seq_relationship.weight": "cls.seq_relationship.weight",
+    "seq_relationship.bias": "cls.seq_relationship.bias",
+}
 _IN_LAYER = {
     "attention_out.weight": "attention.output.dense.weight",
     "attention_norm.x_bias": "attention.output.dense.bias",
@@ -47,7 +56,7 @@ _IN_LAYER = {
     "ffn_norm.bias": "output.LayerNorm.bias",
 }
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
-_HEADS_MADE_ANEW = ("pooler.", "classifier.", "features.", "hidden.")
+_HEADS_MADE_ANEW = ("pooler.", "classifier.", "features.", "hidden.", "predictions.", "seq_relationship.", "embeddings.decoder_bias")
 _OWN_HEAD = "head."  # before the tensors of a head that transformers has not
 OWN_ARCHITECTURE = "BertfastClassifier"  # what config.json calls a model with one
 _LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)")
@@ -106,10 +115,10 @@ class LoadReport:
         return f"{self.source}: " + "; ".join(parts)
 
 
-def from_transformers_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+def from_transformers_names(state: dict[str, torch.Tensor], pretraining: bool = False) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Tensors by transformers' names -> float32 tensors by ours, and the names that bertfast has no use for.
 
-    Takes a BertModel's names (no `bert.` prefix) too, and the `gamma` and `beta` of the first PyTorch releases.
+    pretraining: with the MLM and NSP heads, which are passed over in silence otherwise. Takes a BertModel's names (no `bert.` prefix) too, and the `gamma` and `beta` of the first PyTorch releases.
     """
     state = modern_names(state)
     ours, used = {}, set()
@@ -120,7 +129,7 @@ def from_transformers_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, t
             ours[our_name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
             used.update(their_names)
 
-    for our_name, their_name in _OUTSIDE_LAYERS.items():
+    for our_name, their_name in (_OUTSIDE_LAYERS | (_PRETRAINING if pretraining else {})).items():
         take(our_name, their_name)
     for name in [name for name in state if name.startswith(_OWN_HEAD)]:
         take(name.removeprefix(_OWN_HEAD), name)
@@ -136,13 +145,13 @@ def from_transformers_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, t
 def to_transformers_names(ours: dict[str, torch.Tensor], plain_head: bool = True) -> dict[str, torch.Tensor]:
     """Tensors by our names -> contiguous tensors by the names of transformers' BertForSequenceClassification; a head that is not a plain one
     gets names of its own, so that it is never taken for one."""
-    theirs = {}
+    theirs, outside = {}, _OUTSIDE_LAYERS | _PRETRAINING
     for name, tensor in ours.items():
         if not plain_head and name.startswith(("classifier.", "features.", "hidden.")):
             theirs[_OWN_HEAD + name] = tensor
             continue
-        if name in _OUTSIDE_LAYERS:
-            theirs[_OUTSIDE_LAYERS[name]] = tensor
+        if name in outside:
+            theirs[outside[name]] = tensor
             continue
         _, index, inner = name.split(".", 2)
         prefix = f"bert.encoder.layer.{index}."
@@ -209,11 +218,13 @@ def read_config(folder: Path) -> BertConfig:
     return BertConfig.from_dict(values)
 
 
-def write_weights(folder: str | Path, config: BertConfig, state: dict[str, torch.Tensor], plain_head: bool = True) -> None:
+def write_weights(
+    folder: str | Path, config: BertConfig, state: dict[str, torch.Tensor], architecture: str = "BertForSequenceClassification"
+) -> None:
     """Write config.json and model.safetensors into an existing folder; tensors by transformers' names."""
     from safetensors.torch import save_file
 
-    config.architectures = ["BertForSequenceClassification" if plain_head else OWN_ARCHITECTURE]
+    config.architectures = [architecture]
     config.problem_type = "regression" if config.num_labels == 1 else "single_label_classification"
     config.dtype = "float32"
     config.save_pretrained(folder)

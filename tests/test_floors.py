@@ -23,13 +23,14 @@ FLOORS = [
         "modules",
         "truncation",
         "schedules",
+        "masking",
     },
     {"config", "atomic", "partition", "packing", "planning", "tasks", "weights", "files", "records", "labels", "synthetic_nli"},
     {"model", "heads", "resolve", "architectures", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},
-    {"data", "checkpoint", "optim", "losses", "metrics", "pretrained", "predictions", "report", "progress"},
-    {"engine", "steps", "inputs", "convert"},
+    {"data", "checkpoint", "optim", "losses", "corpus", "pretraining_model", "metrics", "pretrained", "predictions", "report", "progress"},
+    {"engine", "steps", "inputs", "convert", "pretraining_data"},
     {"batches", "keeping", "loading"},
-    {"trainer", "validate", "preflight", "flags", "compilation"},
+    {"trainer", "pretraining", "validate", "preflight", "flags", "compilation"},
     {"cli", "demo", "__main__"},
 ]
 KNOWS_DEEPSPEED = {"engine"}

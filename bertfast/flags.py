@@ -228,6 +228,7 @@ FLAGS = (
         commands=("predict",),
         options={"choices": ["glue", "jsonl"]},
     ),
+    *RECIPE_FLAGS,
     Flag(
         ("IN",), "the checkpoint's folder: transformers', Google's (bert_model.ckpt.*), or an old pytorch_model.bin", commands=("convert",)
     ),

@@ -49,6 +49,10 @@ def changed(block: Block | None) -> dict[str, Any] | None:
     return None if block is None else block.model_dump(mode="json", exclude_defaults=True) or None
 
 
+def _without_paths(values: dict[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (values or {}).items() if key not in ("text_files", "eval_text_files", "inputs")}
+
+
 def write_results(model_dir: str | Path, results: dict[str, Any]) -> Path:
     """Write results.json into `model_dir`, whole or not at all; returns its path."""
     path = Path(model_dir) / RESULTS_FILE
@@ -203,7 +207,7 @@ def _set_up(results: dict[str, Any], config: Config) -> dict[str, Any]:
         "learning_rate": LEARNING_RATE if rate == "auto" else rate,
         "weight_decay": WEIGHT_DECAY if decay == "auto" else decay,
         "seed": block.run.seed,
-        **{name: json.dumps(values) for name in RECIPE_BLOCKS if (values := changed(getattr(block, name)))},
+        **{name: json.dumps(values) for name in RECIPE_BLOCKS if (values := _without_paths(changed(getattr(block, name))))},
         **results.get("training", {}),
     }
     run = results.get("run", {})

@@ -139,7 +139,10 @@ def test_a_flag_beats_a_set():
 
 @pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag.key], ids=lambda flag: flag.dest)
 def test_the_key_that_a_flag_names_exists(flag, capsys):
-    value = flag.value if flag.value is not None else flag.options.get("choices", ["x"])[0]
+    value = (
+        flag.value if flag.value is not None else flag.options.get("choices", [{int: 1, float: 0.5}.get(flag.options.get("type"), "x")])[0]
+    )
+    value = flag.expand(-1)[flag.key] if flag.expand else [value] if "nargs" in flag.options else value
     config = load_config(CONFIG, [f"{flag.key}={json.dumps(value)}"]).to_dict()
     for part in flag.key.split("."):
         config = config[part]
@@ -194,7 +197,7 @@ def test_wrong_flags_are_answered_with_one_message(argv, words, capsys):
     [
         pytest.param(["--mode", "test"], ["launch.py", "'test'", "train_and_eval"], id="unknown-mode"),
         pytest.param(["--input", "a"], ["--input is for predict, not for train"], id="input-of-a-training"),
-        pytest.param(["--mode", "eval", "--resume"], ["--resume is for train, not for eval"], id="resume-an-evaluation"),
+        pytest.param(["--mode", "eval", "--resume"], ["--resume is for train and pretrain, not for eval"], id="resume-an-evaluation"),
         pytest.param(["--mode", "predict", "--validate_only"], ["--validate_only is for train"], id="validate-a-prediction"),
         pytest.param(["--mode", "eval", "--is_pretrained_checkpoint"], ["--is_pretrained_checkpoint is for train and"], id="a-new-head"),
     ],

@@ -12,5 +12,6 @@ FLOAT64 = 1e-12  # against a float64 computation of the same thing, largest diff
 # A floor is about one rounding of the dtype: what two right answers may differ by where torch's happens to be exact.
 TRITON_FLOORS = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 INTERPRETED_BFLOAT16_FLOOR = 8e-3  # Triton's interpreter cuts float32 to bfloat16, where a GPU rounds to nearest
+TRITON_LOGITS = 1e-4  # largest difference of float32 logits on the Triton backend from float64, with TF32 off
 ONNX_LOGITS = 5e-5  # largest difference of an exported float32 graph's logits from transformers' in float64
 ONNX_HALF_LOGITS = 5e-3  # the same of a float16 graph, of a tiny model

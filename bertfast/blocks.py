@@ -36,6 +36,12 @@ class HeadConfig(Block):
             raise ValueError("hidden_sizes must be 1 or more each")
         return self
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether transformers' BertForSequenceClassification is the same head: one layer's [CLS], through the pooler, to the logits."""
+        one, pooler = self.layers is None or len(self.layers) == 1, self.layers is None if self.pooler is None else self.pooler
+        return one and pooler and self.pooling == "cls" and not self.hidden_sizes and self.pieces == "mean"
+
     def describe(self) -> str:
         """The head in words; its layers must be named."""
         tokens = {"cls": "[CLS]", "mean_max": "the mean and the maximum of the tokens", "attention": "an attention over the tokens"}

@@ -18,6 +18,7 @@ from bertfast.config import Config, load_config
 from bertfast.deepspeed_keys import check_monitors
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
 from bertfast.flags import overrides, parse_command, parse_launch, starts_from_checkpoint
+from bertfast.resolve import check_exportable
 from bertfast.tasks import get_task
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _train(arguments: Namespace) -> int:
     check_monitors(config.deepspeed)
     export = config.bertfast.export
     if export is not None:
+        check_exportable(config.bertfast)
         exporter().check()  # before the training, not after it
     results = _trainer(arguments, config).fit()
     if rank() == 0:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 ATTENTION_SIZE = 128  # as in the self-attention of Sun et al.'s code
 ACTIVATIONS = {"tanh": torch.tanh, "gelu": nn.functional.gelu, "relu": torch.relu}
-DEFAULT = HeadConfig()
 
 
 def resolved(head: HeadConfig, n_layers: int) -> HeadConfig:
@@ -44,12 +43,6 @@ def resolved(head: HeadConfig, n_layers: int) -> HeadConfig:
     return head.model_copy(update={"layers": layers, "pooler": pooler})
 
 
-def is_plain(head: HeadConfig, n_layers: int) -> bool:
-    """Whether transformers' BertForSequenceClassification is the same head; `head` must be resolved."""
-    plain = resolved(DEFAULT, n_layers).model_dump(exclude={"dropout", "activation", "layer_pooling"})
-    return head.model_dump(include=set(plain)) == plain
-
-
 def head_of(config: BertConfig) -> HeadConfig:
     """The head that a model's config.json describes, resolved."""
     return resolved(HeadConfig.model_validate(getattr(config, HEAD_KEY, None) or {}), config.num_hidden_layers)
@@ -63,7 +56,7 @@ def set_head(config: BertConfig, head: HeadConfig) -> None:
     """
     head = resolved(head, config.num_hidden_layers)
     config.num_hidden_layers = max(head.layers) + 1
-    if is_plain(head, config.num_hidden_layers):
+    if head.is_plain:
         if hasattr(config, HEAD_KEY):
             delattr(config, HEAD_KEY)
     else:

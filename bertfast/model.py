@@ -13,7 +13,7 @@ from torch import nn
 
 from bertfast.blocks import HeadConfig
 from bertfast.errors import CheckpointError
-from bertfast.heads import ACTIVATIONS, Features, head_of, is_plain, set_head
+from bertfast.heads import ACTIVATIONS, Features, head_of, set_head
 from bertfast.modules import Linear, Pack, RandomBits
 from bertfast.packing import IGNORE_LABEL, PackedBatch
 from bertfast.weights import (
@@ -153,7 +153,7 @@ class BertClassifier(nn.Module):
 
         state: the parameters by our names, where the model itself does not hold them whole (ZeRO stage 3).
         """
-        plain = is_plain(self.head, len(self.layers))
+        plain = self.head.is_plain
         architecture = "BertForSequenceClassification" if plain else OWN_ARCHITECTURE
         write_weights(folder, self.config, to_transformers_names(self.state_dict() if state is None else state, plain), architecture)
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 
 from bertfast.blocks import HeadConfig
 from bertfast.errors import ConfigError
-from bertfast.heads import DEFAULT, AttentionPooling, head_of, set_head
+from bertfast.heads import AttentionPooling, head_of, set_head
 from bertfast.model import BertClassifier, RandomBits, loss_sum
 from bertfast.modules import Pack
 from bertfast.packing import PackedBatch
@@ -229,7 +229,7 @@ def test_another_head_is_read_again_and_never_taken_for_transformers_own(tmp_pat
 
 def test_a_new_head_replaces_the_checkpoint_s(tmp_path):
     ours_of(an_encoder(), HeadConfig(pooling="mean", hidden_sizes=(8,))).save_pretrained(tmp_path)
-    model = BertClassifier.from_pretrained(str(tmp_path), num_labels=5, new_head=True, head=DEFAULT)
+    model = BertClassifier.from_pretrained(str(tmp_path), num_labels=5, new_head=True, head=HeadConfig())
     assert head_of(model.config) == model.head and model.head.pooling == "cls" and not hasattr(model.config, "bertfast_head")
     assert not model.load_report.unexpected and model.load_report.missing == [
         "pooler.weight",

@@ -97,10 +97,12 @@ def test_pairs_are_neighbours_or_strangers(corpus, short):
 
 
 def test_untrimmed_neighbours_touch(corpus):
-    where = document_of(corpus)
+    where, own = document_of(corpus), []
     for first, second, is_random, _ in pairs(corpus, 200, 0.0, np.random.default_rng(1)):
+        own += first.tolist() + ([] if is_random else second.tolist())
         if not is_random:
             assert where[int(second[0])][2] == where[int(first[-1])][2] + 1
+    assert own == list(where), "what a stranger takes the place of is used for the next pair"
 
 
 def test_one_document_has_no_strangers(tokenizer, tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from exported import LABELS, write_classifier, write_config, write_data
 from runs import environment
@@ -20,6 +21,7 @@ from bertfast.cli import main  # noqa: E402
 from bertfast.errors import BertfastError, CheckpointError, ConfigError, ExportError, VerificationError  # noqa: E402
 from bertfast_export import bundle as bundles  # noqa: E402
 from bertfast_export import runtime  # noqa: E402
+from bertfast_export.audit import hash_of  # noqa: E402
 from bertfast_export.bundle import export_bundle, verify_bundle  # noqa: E402
 from bertfast_export.source import Options  # noqa: E402
 
@@ -120,6 +122,24 @@ def test_verify_notices_a_file_that_was_replaced_with_its_hash(bundle, monkeypat
     (bundle / "verification.json").write_text(json.dumps(record))
     with pytest.raises(VerificationError, match=r"model\.onnx: batch 1 x 1 tokens, row 0: "):
         verify_bundle(str(bundle), say=lambda line: None)
+
+
+@pytest.mark.parametrize("is_noted", [pytest.param(False, id="by-its-hash"), pytest.param(True, id="by-the-checkpoint")])
+def test_verify_names_a_weight_that_was_replaced(is_noted, made, bundle):
+    """One bit, which no logit shows; the checkpoint tells even where the record was rewritten too."""
+    graph = onnx.load(bundle / "model.onnx")
+    tensor = next(tensor for tensor in graph.graph.initializer if tensor.name == "layers.0.ffn_up.weight")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[1, 2] = np.nextafter(values[1, 2], np.float32(9))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    (bundle / "model.onnx").write_bytes(graph.SerializeToString())
+    record = read(bundle / "verification.json")
+    record["files"]["model.onnx"] = bundles.record.sha256_of(bundle / "model.onnx")
+    if is_noted:
+        record["verdicts"]["model.onnx"]["weights"]["sha256"][tensor.name] = hash_of(values)
+    (bundle / "verification.json").write_text(json.dumps(record))
+    with pytest.raises(VerificationError, match=r"^model\.onnx: its weight layers\.0\.ffn_up\.weight.* is "):
+        verify_bundle(str(bundle), str(made / "model") if is_noted else None, say=lambda line: None)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ pytest.importorskip("onnxruntime")
 from onnx import helper, numpy_helper  # noqa: E402
 
 from bertfast.config import load_config  # noqa: E402
+from bertfast_export.audit import CheckpointWeights, KeptWeights  # noqa: E402
 from bertfast_export.cases import BATCH_SIZES, make_cases  # noqa: E402
 from bertfast_export.evidence import eager_logits  # noqa: E402
 from bertfast_export.examples import configured  # noqa: E402
@@ -29,24 +30,27 @@ class Trial:
         block = load_config(write_config(folder, write_data(folder / "dev.tsv"), model)).bertfast
         self.source = Source(str(model), Options(), block)
         self.network, self.cases = Network.of(self.source.model), make_cases(self.source.bert)
-        self.answers = Answers.of(model, self.cases)
+        self.answers, self.weights = Answers.of(model, self.cases), CheckpointWeights.of(model)
         splits = configured(block)(self.source.task, self.source.tokenizer, 32)
         self.evidence = [Evidence(name, dataset, eager_logits(self.source.model, dataset)) for name, dataset in splits.items()]
-        statistics = measure(self.network, [features for _, features in batches_of(self.evidence[0].dataset)])
+        self.statistics = measure(self.network, [features for _, features in batches_of(self.evidence[0].dataset)])
         self.graphs = {
             "model.onnx": portable_graph(self.network),
             "model_optimized.onnx": fused_graph(self.network),
             "model_fp16.onnx": fused_graph(self.network, half=True),
-            "model_quantized.onnx": quantized_graph(self.network, statistics, Recipe("smoothing 0.7")),
+            "model_quantized.onnx": quantized_graph(self.network, self.statistics, Recipe("smoothing 0.7")),
         }
 
-    def judge(self, name, path, change=None):
+    def judge(self, name, path, change=None, weights=()):
+        path.write_bytes(self.changed(name, change).SerializeToString())
+        return judge(path, name, self.cases, self.answers, self.evidence, weights=weights)
+
+    def changed(self, name, change=None):
         graph = onnx.ModelProto()
         graph.CopyFrom(self.graphs[name])
         if change is not None:
             change(graph.graph)
-        path.write_bytes(graph.SerializeToString())
-        return judge(path, name, self.cases, self.answers, self.evidence)
+        return graph
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +170,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", ["model.onnx", "model_optimized.onnx", "model_fp16.onnx", "model_quantized.onnx"])
 def test_what_is_right_passes(name, trial, tmp_path):
-    verdict = trial.judge(name, tmp_path / name)
+    verdict = trial.judge(name, tmp_path / name, weights=[trial.weights])
     assert verdict.fault is None and verdict.failing is None
+    assert verdict.weights["compared"] == len(trial.graphs[name].graph.initializer)
     assert verdict.grid["cases"] == len(trial.cases) and "cases" in verdict.grid["int32_inputs"]
     assert verdict.data["dev"]["examples"] == 60 and set(verdict.data["dev"]["metrics"]["onnx"]) == {"accuracy"}
 
@@ -183,6 +188,82 @@ def test_a_fault_is_caught(fault, trial, tmp_path):
     assert verdict.fault is not None
     assert verdict.fault.startswith(("batch ", "dev, dev.tsv, line", "its ")), verdict.fault
     assert verdict.failing is not None or verdict.fault.startswith("its ")
+
+
+def one_up(index):
+    """A change of one bit in the last place."""
+
+    def edit(values):
+        values[index] = np.nextafter(values[index], np.inf, dtype=values.dtype)
+
+    return edit
+
+
+def moved(amount, index):
+    def edit(values):
+        values[index] = values[index].astype(int) + amount
+
+    return edit
+
+
+def drop(name):
+    def change(graph):
+        graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == name))
+
+    return change
+
+
+WEIGHTS = {
+    "one-weight-1-percent-off": ("model.onnx", weight("layers.1.ffn_down.weight", scaled(1.01, (7, 2))), "layers.1.ffn_down.weight[7, 2]"),
+    "a-weight-in-its-last-bit": ("model_optimized.onnx", weight("layers.0.qkv.weight", one_up((3, 40))), "layers.0.qkv.weight[3, 40]"),
+    "a-word-in-its-last-bit": ("model.onnx", weight("embeddings.word", one_up((9, 1))), "embeddings.word[9, 1]"),
+    "a-bias-in-its-last-bit": ("model.onnx", weight("layers.0.gelu.bias", one_up(4)), "layers.0.gelu.bias[4]"),
+    "float16-in-its-last-bit": ("model_fp16.onnx", weight("pooler.weight", one_up((0, 5))), "pooler.weight[0, 5]"),
+    "a-constant": ("model.onnx", weight("heads.scale", lambda value: np.float32(value * 1.0001)), "heads.scale"),
+    "a-weight-missing": ("model.onnx", drop("layers.1.ffn_norm.x_bias"), "layers.1.ffn_norm.x_bias"),
+    "one-int8-scale-halved": ("model_quantized.onnx", weight("layers.1.ffn_up.scale", scaled(0.5, 3)), "layers.1.ffn_up.scale[3]"),
+    "one-int8-scale-1-percent-off": ("model_quantized.onnx", weight("layers.0.qkv.scale", scaled(1.01, 30)), "layers.0.qkv.scale[30]"),
+    "an-int8-weight": ("model_quantized.onnx", weight("layers.0.ffn_up.int8", moved(-60, (2, 3))), "layers.0.ffn_up.int8[2, 3]"),
+    "an-int8-bias": ("model_quantized.onnx", weight("layers.1.ffn_norm.bias_moved", scaled(1.01, 6)), "layers.1.ffn_norm.bias_moved[6]"),
+    "an-int8-norm": ("model_quantized.onnx", weight("layers.1.ffn_norm.weight", one_up(6)), "layers.1.ffn_norm.weight[6]"),
+}
+
+
+@pytest.mark.parametrize("fault", WEIGHTS)
+def test_a_weight_that_is_not_the_checkpoints_is_named(fault, trial):
+    name, change, place = WEIGHTS[fault]
+    graph, half = trial.changed(name, change), name == "model_fp16.onnx"
+    found = trial.weights.audit(graph, half)
+    assert place in found.fault and found.fault.startswith(("its weight", "its scale", "the checkpoint's")) and "more" not in found.fault
+    kept = KeptWeights(trial.weights.audit(trial.graphs[name], half).hashes)
+    assert kept.audit(trial.graphs[name], half).fault is None
+    assert place.partition("[")[0] in kept.audit(graph, half).fault
+
+
+def test_the_judge_names_a_weight_that_no_logit_shows(trial, tmp_path):
+    name, change = "model_optimized.onnx", weight("layers.0.ffn_up.weight", one_up((0, 0)))
+    assert trial.judge(name, tmp_path / name, change).fault is None
+    verdict = trial.judge(name, tmp_path / name, change, [trial.weights])
+    assert verdict.fault.startswith("its weight layers.0.ffn_up.weight[0, 0] is ") and not verdict.to_dict()["passed"]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(Recipe("not evened", None), id="not-evened"),
+        pytest.param(Recipe("some in float32", 0.5, ("layers.0.ffn_down", "layers.1.qkv")), id="some-in-float32"),
+        pytest.param(Recipe("weights alone", None, (), True), id="weights-alone"),
+    ],
+)
+def test_every_recipe_passes_the_audit(recipe, trial):
+    graph = quantized_graph(trial.network, trial.statistics, recipe)
+    assert trial.weights.audit(graph, False).fault is None
+    if recipe.weight_only:
+        for name, edit in (("scale", scaled(0.5, 3)), ("int8", moved(-2, (4, 0, 5)))):
+            spoilt = onnx.ModelProto()
+            spoilt.CopyFrom(graph)
+            weight(f"layers.1.attention_out.{name}", edit)(spoilt.graph)
+            assert f"layers.1.attention_out.{name}[" in trial.weights.audit(spoilt, False).fault
 
 
 def test_the_grid_asks_what_it_promises(trial):

@@ -25,6 +25,7 @@ from bertfast.report import MODEL_CONFIG_FILE
 from bertfast.tasks import get_task
 from bertfast.weights import read_config
 from bertfast_export import record
+from bertfast_export.audit import CheckpointWeights, KeptWeights
 from bertfast_export.cases import make_cases
 from bertfast_export.evidence import KeptEvidence, eager_logits, write_evidence
 from bertfast_export.examples import Data
@@ -97,7 +98,7 @@ def _fill(
     hashes = checkpoint_hashes(source.folder)
     network, cases = Network.of(source.model), make_cases(source.bert)
     say(f"asking the eager model: {len(cases)} made-up batches, {sum(len(part) for part in splits.values()):,} examples")
-    answers = Answers.of(source.folder, cases)
+    answers, weights = Answers.of(source.folder, cases), CheckpointWeights.of(source.folder)
     evidence = [Evidence(name, dataset, eager_logits(source.model, dataset)) for name, dataset in splits.items()]
     verdicts, notes = [], {}
     for variant in options.variants:
@@ -114,7 +115,7 @@ def _fill(
         else:
             graph = fused_graph(network, options.opset, options.integers, variant == "fp16", metadata)
         save_model(graph, beside / file)
-        verdict = judge(beside / file, file, cases, answers, evidence)
+        verdict = judge(beside / file, file, cases, answers, evidence, weights=[weights])
         if verdict.fault is not None and variant == "int8":  # the search promised what the whole grid does not bear out
             for path in beside.glob(f"{file}*"):
                 path.unlink()
@@ -193,7 +194,7 @@ def _write_companions(beside: Path, source: Source, options: Options) -> None:
 def verify_bundle(
     folder: str, checkpoint_path: str | None = None, data: Data | None = None, providers: Sequence[str] | None = None, say: Say = print
 ) -> list[Verdict]:
-    """Judge a bundle anew: every file's SHA-256, the grid, and the data where they are given. Writes nothing.
+    """Judge a bundle anew: every file's SHA-256, the grid, its weights, and the data where they are given. Writes nothing.
 
     checkpoint_path: the checkpoint of the export, to ask it anew; left out, its recorded answers count.
 
@@ -217,8 +218,12 @@ def verify_bundle(
         answers = Answers.of(source.folder, kept.cases)
     evidence = _evidence_again(path, kept, source, data)
     verdicts = []
-    for file in noted["verdicts"]:
-        verdict = judge(next(path.glob(f"**/{file}")), file, kept.cases, answers or kept.answers, evidence, providers=providers)
+    checkpoint_weights = [CheckpointWeights.of(source.folder)] if source is not None else []
+    for file, earlier in noted["verdicts"].items():
+        hashes = earlier.get("weights", {}).get("sha256")  # a bundle of an earlier bertfast has none
+        weights = [*checkpoint_weights, *([KeptWeights(hashes)] if hashes else [])]
+        model = next(path.glob(f"**/{file}"))
+        verdict = judge(model, file, kept.cases, answers or kept.answers, evidence, providers=providers, weights=weights)
         verdicts.append(verdict)
         say(f"{file}: {verdict.fault or 'passed; ' + _summary(verdict)}")
     if faults := [f"{verdict.file}: {verdict.fault}" for verdict in verdicts if verdict.fault is not None]:

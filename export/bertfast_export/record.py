@@ -97,14 +97,14 @@ def page(record: dict[str, Any]) -> list[str]:
         f"examples. Finished {record['finished']}, with {tools}, on {record['machine']['processor']}, {record['machine']['provider']}. "
         "`bertfast verify` repeats it.",
         "",
-        "| file | result | grid: largest logit difference | allowed | times the error of eager float32 | with int32 inputs |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| file | result | grid: largest logit difference | allowed | times the error of eager float32 | with int32 inputs | weights |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, verdict in record["verdicts"].items():
         grid = verdict["grid"]
         cells = [name, "passed" if verdict["passed"] else "FAILED", f"{grid.get('largest_logit_difference', float('nan')):.2g}"]
         cells += [f"{verdict['budget']['logits']:g}", f"{grid.get('times_eager_float32_error', float('nan')):.2g}"]
-        lines.append("| " + " | ".join([*cells, grid.get("int32_inputs", "not asked")]) + " |")
+        lines.append("| " + " | ".join([*cells, grid.get("int32_inputs", "not asked"), _weights(verdict)]) + " |")
     lines += ["", "| file | data | examples | same answer | largest logit difference | metric, eager | metric, file |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for name, verdict in record["verdicts"].items():
@@ -124,6 +124,14 @@ def page(record: dict[str, Any]) -> list[str]:
     lines += [f"| {name} | `{digest}` |" for name, digest in record["files"].items()]
     lines += [f"| {record['checkpoint']['name']}: {name} | `{digest}` |" for name, digest in record["checkpoint"]["sha256"].items()]
     return lines
+
+
+def _weights(verdict: dict[str, Any]) -> str:
+    weights = verdict.get("weights")
+    if not weights:
+        return "not compared"
+    apart = weights.get("largest_rounding_of_a_weight_in_levels")
+    return f"{weights['compared']} compared with the checkpoint's" + (f"; 8-bit ones within {apart:.2g} levels" if apart else "")
 
 
 def _differing(record: dict[str, Any]) -> list[str]:

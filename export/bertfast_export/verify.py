@@ -1,9 +1,9 @@
 """The judge: an ONNX file against the model that it was made from, case by case, then on the task's own data.
 
-Three questions. Grid: are the logits of every case of `cases` within the budget of transformers' eager model in float64? Types: does a twin
-with int32 inputs give the same? Data: does it give the same answers on every example, and the same metric? float32 files are asked a fourth:
-is their mean error no more than rounding alone explains? A weight that is 1 % off moves single logits less than any honest budget for them,
-but it moves the mean error by a factor of thirty.
+Four questions. Grid: are the logits of every case of `cases` within the budget of transformers' eager model in float64? Types: does a twin
+with int32 inputs give the same? Data: does it give the same answers on every example, and the same metric? Weights: are they the
+checkpoint's (`audit`)? float32 files are asked a fifth: is their mean error no more than rounding alone explains? Weights that are 1 % off move
+single logits less than any honest budget for them, but they can move the mean error by a factor of thirty.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from bertfast.data import EncodedDataset
 from bertfast.metrics import compute_metrics
+from bertfast_export.audit import HALF_FILES, CheckpointWeights, KeptWeights
 from bertfast_export.cases import Case
 from bertfast_export.reference import Answers
 from bertfast_export.runtime import input_types, open_session
@@ -61,12 +62,14 @@ class Verdict:
     budget: Budget
     grid: dict[str, Any] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
     fault: str | None = None
     failing: dict[str, np.ndarray] | None = None  # features, expected and given logits of that case
 
     def to_dict(self) -> dict[str, Any]:
         """For verification.json."""
-        return {"passed": self.fault is None, "fault": self.fault, "budget": asdict(self.budget), "grid": self.grid, "data": self.data}
+        facts = {"passed": self.fault is None, "fault": self.fault, "budget": asdict(self.budget), "grid": self.grid, "data": self.data}
+        return {**facts, "weights": self.weights}
 
     def fail(self, fault: str, features: dict[str, np.ndarray] | None = None, expected=None, given=None) -> None:
         """Note a fault; the first one stays."""
@@ -93,8 +96,10 @@ def judge(
     evidence: list[Evidence],
     budget: Budget | None = None,
     providers: Sequence[str] | None = None,
+    weights: Sequence[CheckpointWeights | KeptWeights] = (),
 ) -> Verdict:
-    """Hold one file against the eager model's answers, on the first of `providers`. name: which of BUDGETS is its own."""
+    """Hold one file against the eager model's answers, on the first of `providers`. name: which of BUDGETS is its own. weights: what to hold its
+    weights against."""
     verdict = Verdict(name, budget or BUDGETS[name])
     session = open_session(model, providers)
     _judge_signature(session, answers, verdict)
@@ -104,6 +109,8 @@ def judge(
         _judge_int32(model, cases, answers, verdict, providers)
     for part in evidence if verdict.fault is None else ():
         _judge_data(session, part, verdict)
+    if verdict.fault is None and weights:
+        _judge_weights(model, weights, verdict)
     return verdict
 
 
@@ -210,6 +217,17 @@ def _judge_int32(model: Path, cases: list[Case], answers: Answers, verdict: Verd
             fault = f"{cases[index].where(row)}, with int32 inputs: apart by {apart.max():.3g}"
             verdict.fail(fault, cases[index].features, answers.exact[index], given)
     verdict.grid["int32_inputs"] = f"{len(asked)} cases"
+
+
+def _judge_weights(model: Path, weights: Sequence[CheckpointWeights | KeptWeights], verdict: Verdict) -> None:
+    import onnx
+
+    proto = onnx.load(model)
+    for known in weights:
+        found = known.audit(proto, verdict.file in HALF_FILES)
+        verdict.weights |= found.to_dict()
+        if found.fault is not None:
+            verdict.fail(found.fault)
 
 
 def _judge_data(session, part: Evidence, verdict: Verdict) -> None:

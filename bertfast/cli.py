@@ -18,7 +18,6 @@ from bertfast.config import Config, load_config
 from bertfast.deepspeed_keys import check_monitors
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
 from bertfast.flags import overrides, parse_command, parse_launch, starts_from_checkpoint
-from bertfast.resolve import check_exportable
 from bertfast.tasks import get_task
 
 if TYPE_CHECKING:
@@ -64,8 +63,7 @@ def _train(arguments: Namespace) -> int:
     check_monitors(config.deepspeed)
     export = config.bertfast.export
     if export is not None:
-        check_exportable(config.bertfast)
-        exporter().check()  # before the training, not after it
+        exporter().check_training(config.bertfast)  # before the training, not after it
     results = _trainer(arguments, config).fit()
     if rank() == 0:
         _print_metrics(results.get("metrics", {}))
@@ -167,7 +165,7 @@ def _validate(arguments: Namespace) -> int:
         return 0
     from bertfast.validate import print_checks, run_checks
 
-    checks = run_checks(lambda: _load(arguments), arguments.device)
+    checks = run_checks(lambda: _load(arguments), arguments.device, lambda *given: exporter().describe_training(*given))
     print_checks(checks)
     return 2 if any(check.result == "failed" for check in checks) else 0
 

@@ -151,26 +151,6 @@ def _check_scheduler(optimization: OptimizationConfig) -> None:
             )
 
 
-def check_exportable(block: BertfastConfig) -> None:
-    """Check that a model of this config can be exported: an exported graph has transformers' own head and reads a text's head.
-
-    Raises:
-        ConfigError: naming the key that it cannot have.
-    """
-    if block.pretrain is not None:
-        raise ConfigError("bertfast.pretrain makes an encoder, and an export needs a classifier; leave out bertfast.export")
-    if not block.head.is_plain:
-        raise ConfigError(
-            "bertfast.head: an exported graph has the [CLS] of one layer, the NSP pooler and a linear layer, as transformers has; "
-            "leave out bertfast.export, or give the head those"
-        )
-    if block.truncation.strategy != "head":
-        raise ConfigError(
-            f"bertfast.truncation.strategy = {block.truncation.strategy!r}: what is exported cuts a text after its head; "
-            "leave out bertfast.export, or set the strategy to 'head'"
-        )
-
-
 def is_lone_cpu(config: Config, world_size: int, device_type: str) -> bool:
     """Whether there is one rank, on a CPU, and nothing to offload: ZeRO has nothing to divide then, and a step is spared DeepSpeed's copies."""
     zero = config.deepspeed.get("zero_optimization", {})

@@ -59,8 +59,9 @@ class Checks:
         return found.value
 
 
-def run_checks(load: Callable[[], Config], device: str | None = None) -> list[Check]:
-    """Every check of a config, in the order of the table. load: reads the config; device: "cpu", "gpu" or None (whichever there is)."""
+def run_checks(load: Callable[[], Config], device: str | None = None, export: Callable[..., Found] | None = None) -> list[Check]:
+    """Every check of a config, in the order of the table. load: reads the config; device: "cpu", "gpu" or None (whichever there is); export: what
+    looks at an export block, given the config and the checkpoint."""
     checks = Checks()
     config = checks.make("config", lambda: _check_config(load()))
     if config is None:  # nothing else can be checked, and a bad key is answered without the heavy imports
@@ -80,6 +81,8 @@ def run_checks(load: Callable[[], Config], device: str | None = None) -> list[Ch
         plan = checks.make("packing", preflight.check_plan, config, sizes, train)
         checks.make("one step", preflight.check_step, model, plan, train)
         checks.make("memory per rank", preflight.check_memory, config, precision, model, plan, train)
+    if config.bertfast.export is not None and export is not None:
+        checks.make("export", export, config, checkpoint)
     return checks.rows
 
 

@@ -4,10 +4,15 @@ import json
 
 import pytest
 from runs import train, write_task
+from tiny_bert import write_tiny_bert
 
+from bertfast.blocks import HeadConfig
 from bertfast.cli import main
 from bertfast.config import load_config
 from bertfast.errors import ConfigError
+from bertfast.model import BertClassifier
+from bertfast.validate import run_checks
+from bertfast_export import commands
 
 
 def write_run(folder, **export) -> dict:
@@ -36,6 +41,74 @@ def test_what_an_export_needs_is_asked_for_before_training(tmp_path, monkeypatch
     monkeypatch.setattr("bertfast_export.runtime._version", lambda package: None)
     assert main(["train", "--config", str(tmp_path / "config.json")]) == 2
     assert "pip install 'bertfast[export]'" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def write_plan(folder, **changes):
+    """A config whose data need not be there."""
+    model = write_tiny_bert(folder / "bert", num_hidden_layers=2)
+    source = {"data_file": str(folder / "dev.tsv")}
+    task = {"text_columns": ["text"], "label_names": ["no", "yes"]}
+    block = {"task": task, "model": {"checkpoint": str(model)}, "train_input": source, "eval_input": source, "export": {}}
+    block |= {"run": {"model_dir": str(folder / "run")}, **changes}
+    (folder / "config.json").write_text(json.dumps({"bertfast": {key: value for key, value in block.items() if value is not None}}))
+    return folder / "config.json"
+
+
+def export_row(config):
+    checks = run_checks(lambda: load_config(config), "cpu", commands.describe_training)
+    return next(check for check in checks if check.name == "export")
+
+
+def test_validate_says_what_will_be_exported(tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    row = export_row(write_plan(tmp_path, export={"variants": ["portable", "int8"], "opset": 21, "integers": "int32"}))
+    place = tmp_path / "run" / "onnx"
+    assert row.result == "ok"
+    assert row.detail == f"model.onnx, model_quantized.onnx to {place}, opset 21, int32 inputs, judged on dev"
+    row = export_row(write_plan(tmp_path, eval_input=None))
+    assert row.result == "warning" and "judged on made-up batches alone; no int8, which needs examples" in row.detail
+    assert "model_quantized.onnx" not in row.detail
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        pytest.param({"head": {"pooling": "mean"}}, "bertfast.head: ONNX files are written of BERT's own head", id="mean-of-tokens"),
+        pytest.param({"head": {"layers": [-1, -2]}}, "bertfast.head: ONNX files are written of BERT's own head", id="two-layers"),
+        pytest.param({"head": {"hidden_sizes": [8]}}, "bertfast.head: ONNX files are written of BERT's own head", id="hidden-layer"),
+        pytest.param({"truncation": {"strategy": "tail"}}, "bertfast.truncation.strategy is 'tail'", id="tail"),
+        pytest.param({"truncation": {"strategy": "hierarchical"}}, "bertfast.truncation.strategy is 'hierarchical'", id="documents"),
+        pytest.param({"pretrain": {}}, "pre-training makes no classifier", id="pre-training"),
+        pytest.param({"export": {"variants": ["int8"]}, "eval_input": None}, "asks for int8 alone", id="int8-without-examples"),
+        pytest.param({"export": {"output": "{folder}/mine"}}, "mine: holds files that no export wrote", id="a-folder-in-use"),
+        pytest.param({"export": {"output": "{folder}/config.json"}}, "config.json: is a file", id="a-file"),
+        pytest.param({"export": {"output": "{folder}/config.json/x"}}, "config.json is a file", id="within-a-file"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_training(changes, message, tmp_path, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    changes = json.loads(json.dumps(changes).replace("{folder}", str(tmp_path)))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    config = write_plan(tmp_path, **changes)
+    row = export_row(config)
+    assert row.result == "failed" and message in row.detail
+    assert main(["train", "--config", str(config)]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_trained_model_with_another_head_is_refused(tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    source = pytest.importorskip("bertfast_export.source")
+    folder = write_tiny_bert(tmp_path / "bert", num_labels=2)
+    model = BertClassifier.from_pretrained(str(folder), num_labels=2, head=HeadConfig(pooling="mean"), new_head=True)
+    (tmp_path / "other").mkdir()
+    model.save_pretrained(str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"other: ONNX files are written of BERT's own head"):
+        source.Source(str(tmp_path / "other"), source.Options())
 
 
 @pytest.mark.parametrize(

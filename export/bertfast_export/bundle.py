@@ -31,6 +31,7 @@ from bertfast_export.evidence import KeptEvidence, eager_logits, write_evidence
 from bertfast_export.examples import Data
 from bertfast_export.graph import Network, portable_graph
 from bertfast_export.optimize import fused_graph
+from bertfast_export.planned import refuse_place
 from bertfast_export.reference import Answers, checkpoint_hashes
 from bertfast_export.rejected import write_rejected
 from bertfast_export.runtime import check_onnx, check_wheels
@@ -64,7 +65,8 @@ def export_bundle(
     check_onnx()
     check_wheels()
     final = Path(output)
-    _refuse_to_replace(final)
+    checkpoint.recover(final)
+    refuse_place(final)
     source = source or Source(folder, options)
     splits = data(source.task, source.tokenizer, source.max_sequence_length) if data is not None else {}
     beside = checkpoint.unfinished(final)
@@ -80,15 +82,6 @@ def export_bundle(
             raise ExportError(f"{final}: cannot be written: {error.strerror or error}; make room, or give another place") from None
         raise
     return verdicts
-
-
-def _refuse_to_replace(final: Path) -> None:
-    """An earlier bundle may be replaced, and nothing else."""
-    checkpoint.recover(final)
-    if final.exists() and not final.is_dir():
-        raise ExportError(f"{final}: is a file; give a folder for the bundle")
-    if final.is_dir() and any(final.iterdir()) and not (final / record.RECORD_FILE).is_file():
-        raise ExportError(f"{final}: holds files that no export wrote; give a new folder for the bundle")
 
 
 def _fill(

@@ -13,7 +13,11 @@ from bertfast.errors import ConfigError
 from bertfast_export.runtime import CPU, check_onnx, check_wheels
 
 if TYPE_CHECKING:
+    from transformers import BertConfig
+
+    from bertfast.config import Config
     from bertfast.tasks import Task
+    from bertfast.validate import Found
     from bertfast_export.classifier import OnnxClassifier
 
 _PROVIDERS = {"gpu": ["CUDAExecutionProvider", CPU], "cpu": [CPU], None: [CPU]}
@@ -23,6 +27,25 @@ def check() -> None:
     """Raise where onnx or onnxruntime are not as they must be."""
     check_wheels()
     check_onnx()
+
+
+def check_training(block: BertfastConfig) -> None:
+    """Raise where the export that a training config asks for cannot be made; see `check_planned`."""
+    check()
+    from bertfast.engine import model_folder
+    from bertfast.weights import read_config, resolve_folder
+    from bertfast_export.planned import check_planned
+
+    check_planned(block, read_config(resolve_folder(model_folder(block.model.checkpoint))))
+
+
+def describe_training(config: Config, checkpoint: tuple[Path, BertConfig]) -> Found:
+    """A row for `bertfast validate`: what the export after training will do."""
+    check()
+    from bertfast.validate import Found
+    from bertfast_export.planned import check_planned
+
+    return Found(True, *check_planned(config.bertfast, checkpoint[1]))
 
 
 def export(arguments: Namespace, block: BertfastConfig | None, say: Callable[[str], None]) -> None:
@@ -50,11 +73,12 @@ def export_after_training(block: BertfastConfig, say: Callable[[str], None]) -> 
     """The export that a training config asks for."""
     from bertfast_export.bundle import export_bundle
     from bertfast_export.examples import configured
+    from bertfast_export.planned import bundle_folder
     from bertfast_export.source import Options
 
-    asked, folder = block.export, Path(block.run.model_dir)
+    asked = block.export
     options = Options(asked.variants, asked.opset, asked.integers, asked.layout)
-    export_bundle(str(folder), asked.output or str(folder / "onnx"), options, configured(block), say=say)
+    export_bundle(block.run.model_dir, str(bundle_folder(block)), options, configured(block), say=say)
 
 
 def verify(arguments: Namespace, block: BertfastConfig | None, say: Callable[[str], None]) -> None:

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 from transformers import BertConfig
 
-from bertfast.blocks import HEAD_KEY, HeadConfig
 from bertfast.config import BertfastConfig, TaskConfig, load_config
 from bertfast.engine import model_folder
 from bertfast.errors import CheckpointError, ConfigError
+from bertfast.heads import head_of
 from bertfast.model import BertClassifier
 from bertfast.pretrained import load_tokenizer, task_of_model
 from bertfast.report import MODEL_CONFIG_FILE
-from bertfast.resolve import check_exportable
 from bertfast.tasks import Task, get_task
 from bertfast.weights import read_config, resolve_folder
 from bertfast_export.graph import INTEGERS
+from bertfast_export.planned import refuse_head, refuse_truncation
 from bertfast_export.writer import DEFAULT_OPSET, check_opset
 
 VARIANTS = {"portable": "model.onnx", "optimized": "model_optimized.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
@@ -55,17 +55,15 @@ class Source:
         bert = self.bert = read_config(self.folder)
         if bert.problem_type == "multi_label_classification":
             raise CheckpointError(f"{self.folder}: a multi-label classifier; bertfast exports one answer a text, or a score")
-        if hasattr(bert, HEAD_KEY):
-            head = HeadConfig.model_validate(getattr(bert, HEAD_KEY)).describe()
-            raise CheckpointError(f"{self.folder}: its head reads {head}; bertfast exports transformers' own head alone")
+        refuse_head(head_of(bert), bert, str(self.folder))
         self.model = BertClassifier.from_pretrained(str(self.folder)).eval()
         if missing := [name for name in self.model.load_report.missing if name.startswith(("classifier.", "pooler."))]:
             raise CheckpointError(f"{self.folder}: has no classification head ({missing[0]} is missing); train it first")
         self.tokenizer = load_tokenizer(self.folder, bert)
         own = self.folder / MODEL_CONFIG_FILE
         self.block = block or (load_config(own).bertfast if own.is_file() else None)
-        if self.block is not None:
-            check_exportable(self.block)
+        if self.block:
+            refuse_truncation(self.block.truncation, f"{self.folder}: bertfast.truncation")
         task = get_task(self.block.task) if self.block else _task_of_labels(bert, is_pair)
         self.task = task_of_model(task, self.folder)
         inputs = (self.block.eval_input, self.block.train_input) if self.block else ()

@@ -29,9 +29,10 @@ _FLOORS = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 8e-3}  # tw
 
 
 def provenance(module: str, packages: Sequence[str]) -> dict[str, Any]:
-    """Where numbers come from: device, versions, commit and command. A package that is not installed has no version."""
+    """Where numbers come from: device, clocks, versions, commit and command. A package that is not installed has no version."""
     return {
         "device": _device(),
+        "clocks": clocks(),
         "versions": {"python": platform.python_version(), **{name: version_of(name) for name in packages}},
         "commit": _commit(),
         "command": shlex.join(["python", "-m", module, *(Path(word).name for word in sys.argv[1:])]),  # folders by name alone
@@ -64,6 +65,17 @@ def _commit() -> str:
     except FileNotFoundError:  # no git here
         return "unknown"
     return f"{commit}-dirty" if changed else commit or "unknown"
+
+
+def clocks() -> dict[str, Any]:
+    """What the device runs at: of a GPU as in `gpu_state`; of a CPU the mean MHz of its cores, and what else ran here in the last minute."""
+    if torch.cuda.is_available():
+        return gpu_state()
+    found: dict[str, Any] = {"load": round(os.getloadavg()[0], 2)}
+    if Path("/proc/cpuinfo").is_file():
+        rates = re.findall(r"^cpu MHz\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found |= {"mhz": round(float(np.mean([float(rate) for rate in rates])))} if rates else {}
+    return found
 
 
 def gpu_state() -> dict[str, str]:

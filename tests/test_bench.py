@@ -60,7 +60,11 @@ def test_rows_say_where_they_come_from(monkeypatch):
     facts = provenance("bench.bench_data", [*PACKAGES, "no-such-package"])
     assert facts["command"] == "python -m bench.bench_data --data glue --rows 5"
     assert facts["versions"].pop("no-such-package") is None
-    assert facts["device"].endswith(" cores") and set(facts["versions"]) > {"python", "torch", "transformers", "tokenizers"}
+    assert (
+        facts["clocks"]["load"] >= 0
+        and facts["device"].endswith(" cores")
+        and set(facts["versions"]) > {"python", "torch", "transformers", "tokenizers"}
+    )
 
 
 @pytest.fixture

@@ -94,10 +94,11 @@ def quartiles(values: Sequence[float], digits: int = 3) -> list[float]:
 
 
 def write_row(row: dict[str, Any], output: Path | None) -> None:
-    """A JSON line on standard output, and at the end of `output`."""
+    """A JSON line at the end of `output`, or without one on standard output."""
     line = json.dumps(row)
-    print(line, flush=True)
-    if output:
+    if output is None:
+        print(line, flush=True)
+    else:
         with open(output, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -203,6 +204,21 @@ def measure_roofline(device: torch.device, rounds: int) -> Roofline:
     }
     seconds = {name: float(np.median(taken)) for name, taken in time_in_turn(replays, rounds).items()}
     return Roofline(4 * elements / seconds["copy"], 2 * size**3 / seconds["product"])
+
+
+def machine_rates(device: torch.device, precisions: Sequence[str], rounds: int = 5) -> dict[str, float]:
+    """Operations a second of a large matrix product, by precision ("fp32", "bf16", "fp16"); NaN where the device has none."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    size, rates = 8192 if device.type == "cuda" else 1024, {}
+    for name in precisions:
+        if name == "fp16" and device.type == "cpu":
+            rates[name] = float("nan")
+            continue
+        a, b = (torch.randn(size, size, device=device).to(dtypes[name]) for _ in range(2))
+        product = torch.empty_like(a)
+        replay = prepare(lambda a=a, b=b, product=product: [lambda: torch.mm(a, b, out=product)] * 3)
+        rates[name] = 2 * size**3 / float(np.median(time_in_turn({name: replay}, rounds)[name]))
+    return rates
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- errors

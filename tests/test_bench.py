@@ -37,8 +37,9 @@ def test_synthetic_lengths_fit_what_is_known(name):
 
 @pytest.mark.skipif("BERTFAST_DATA" not in os.environ, reason="BERTFAST_DATA is not set: it holds the real histograms")
 def test_the_summaries_are_those_of_the_real_histograms():
-    for name, counts in read_histograms(Path(os.environ["BERTFAST_DATA"]) / "length_histograms").items():
-        summary, lengths = SUMMARIES[name], np.arange(len(counts))
+    found = read_histograms(Path(os.environ["BERTFAST_DATA"]) / "length_histograms")
+    for name, summary in SUMMARIES.items():
+        counts, lengths = found[name], np.arange(len(found[name]))
         assert counts.sum() == summary.rows
         assert counts @ lengths / summary.rows == pytest.approx(summary.mean, abs=0.01)
         assert summary.longest == np.flatnonzero(counts)[-1]

@@ -27,7 +27,7 @@ FLOORS = [
     },
     {"config", "atomic", "partition", "packing", "planning", "tasks", "weights", "files", "records", "labels", "synthetic_nli"},
     {"model", "heads", "resolve", "architectures", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},
-    {"data", "checkpoint", "optim", "losses", "corpus", "pretraining_model", "metrics", "pretrained", "predictions", "report", "progress"},
+    {"data", "checkpoint", "optim", "losses", "corpus", "pretraining_model", "metrics", "pretrained", "predictions", "report", "progress", "profiling"},
     {"engine", "steps", "inputs", "convert", "pretraining_data"},
     {"batches", "keeping", "loading"},
     {"trainer", "pretraining", "validate", "preflight", "flags", "compilation"},

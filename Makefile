@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: demo test bench lint
+.PHONY: demo test bench bench-full lint
 
 demo: .venv/installed
 	.venv/bin/python -m bertfast.demo
@@ -9,7 +9,11 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/installed
-	.venv/bin/python -m bench.bench_packing
+	.venv/bin/python -m bench --quick
+
+bench-full: .venv/installed
+	.venv/bin/python -m bench --output bench/results
+	.venv/bin/python -m bench.report --readme README.md
 
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

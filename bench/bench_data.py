@@ -1,6 +1,6 @@
 """Data: MNLI pairs tokenised a second, against transformers' plain call, and the seconds from a command to its first training step.
 
-    python -m bench.bench_data --data DIR --checkpoint FOLDER [--rows N] [--repeats 5] [--output FILE]
+    python -m bench.bench_data --data DIR --checkpoint FOLDER [--quick] [--rows N] [--repeats 10] [--output FILE]
 
 Tokenising: the contenders take turns on the same rows, each with every core. `transformers` is `tokenizer(a, b, truncation=True,
 max_length=128)`, which leaves lists; `bertfast` leaves arrays of int32; `bertfast, file to cache` also reads the rows from disk, checks their
@@ -19,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.harness import ROOT, provenance, quartiles, write_row
+from bench.intervals import Ratio, take_turns, timing_rows
 from bertfast.config import InputConfig
 from bertfast.data import RawSplit, encode, load_split
 from bertfast.tokenizing import tokenise
@@ -59,24 +60,22 @@ def measure_tokenising(data: Path, checkpoint: str, rows: int | None, repeats: i
     tokens = {name: run() for name, run in contenders.items()}  # warms each up
     if len(set(tokens.values())) != 1:
         raise SystemExit(f"the contenders do not give the same tokens: {tokens}")
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(repeats):
-        for name, run in contenders.items():
+
+    def turn(run: Callable[[], int]) -> Callable[[int], float]:
+        def timed(_: int) -> float:
             began = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - began)
-    return [
-        {
-            "measure": "tokenising",
-            "contender": name,
-            "pairs": len(raw),
-            "tokens": tokens[name],
-            "pairs_per_second": quartiles([len(raw) / taken for taken in times]),
-            "speedup": quartiles([base / taken for base, taken in zip(seconds["transformers"], times, strict=True)]),
-            "repeats": repeats,
-        }
-        for name, times in seconds.items()
-    ]
+            return time.perf_counter() - began
+
+        return timed
+
+    seconds = take_turns({name: turn(run) for name, run in contenders.items()}, repeats, warm_up=0)
+    common = {"suite": "data", "case": "tokenising", "measure": "tokenising", "pairs": len(raw), "repeats": repeats}
+    rows = timing_rows(common, seconds, ["transformers"])
+    for row in rows:
+        name = row["contender"]
+        row |= {"tokens": tokens[name], "pairs_per_second": quartiles([len(raw) / taken for taken in seconds[name]])}
+    return rows
 
 
 def measure_startup(data: Path, checkpoint: str, rows: int | None, repeats: int) -> list[dict]:
@@ -88,9 +87,12 @@ def measure_startup(data: Path, checkpoint: str, rows: int | None, repeats: int)
                 runs.append(start_once(Path(folder), kind, data, checkpoint, rows))
     return [
         {
+            "suite": "data",
+            "case": "start-up",
             "measure": "start-up",
             "contender": f"bertfast, {kind}",
             "seconds_to_first_step": quartiles([sum(run.values()) for run in runs]),
+            "samples": [round(sum(run.values()), 3) for run in runs],
             "stages": {name: quartiles([run[name] for run in runs])[1] for name in runs[0]},
             "repeats": repeats,
         }
@@ -120,20 +122,46 @@ def start_once(folder: Path, kind: str, data: Path, checkpoint: str, rows: int |
     return {match[2]: float(match[1]) for match in stages[:-1]}  # the last line is their sum
 
 
-def main() -> None:
+def summary(rows: list[dict]) -> str:
+    lines = [""]
+    for row in rows:
+        if row["measure"] == "tokenising":
+            ratio = str(Ratio.from_row(row["ratios"][0])) if row["ratios"] else ""
+            lines.append(f"tokenising  {row['contender']:26s} {row['pairs_per_second'][1]:12,.0f} pairs/s  {ratio}")
+        else:
+            stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["stages"].items())
+            lines.append(f"start-up    {row['contender']:26s} {row['seconds_to_first_step'][1]:12.1f} s to the first step ({stages})")
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder of GLUE folders")
-    parser.add_argument("--checkpoint", required=True)
+    data, models = os.environ.get("BERTFAST_DATA"), os.environ.get("BERTFAST_MODELS")
+    parser.add_argument("--data", type=Path, default=data and Path(data) / "glue", help="a folder of GLUE folders")
+    parser.add_argument("--checkpoint", default=models and str(Path(models) / "all-MiniLM-L6-v2"))
     parser.add_argument("--rows", type=int, help="a random subset of this size (left out: all of them)")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, help="of tokenising; left out: 10, or 8 with --quick")
+    parser.add_argument("--starts", type=int, help="of a run, with an empty cache and with a full one; left out: 3, or 1 with --quick")
+    parser.add_argument("--quick", action="store_true", help="2,000 rows, one start")
     parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    sources = (arguments.data, arguments.checkpoint, arguments.rows, arguments.repeats)
-    for measure in (measure_tokenising, measure_startup):
-        for row in measure(*sources):
-            row |= {"checkpoint": Path(arguments.checkpoint).name, **provenance("bench.bench_data", PACKAGES)}
-            write_row(row, arguments.output)
+    options = parser.parse_args(words)
+    if not options.data or not options.checkpoint:
+        print("data: skipped, for want of data: give --data and --checkpoint, or set BERTFAST_DATA and BERTFAST_MODELS")
+        return 0
+    count = options.rows or (2000 if options.quick else None)
+    sources, rows = (options.data, options.checkpoint, count), []
+    facts = {"seed": 42, "checkpoint": Path(options.checkpoint).name, **provenance("bench.bench_data", PACKAGES)}
+    plans = (
+        (measure_tokenising, options.repeats or (8 if options.quick else 10)),
+        (measure_startup, options.starts or (1 if options.quick else 3)),
+    )
+    for measure, repeats in plans:
+        for row in measure(*sources, repeats):
+            write_row({**row, **facts}, options.output)
+            rows.append(row)
+    print(summary(rows))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -54,6 +54,7 @@ def test_tokenising_is_compared_on_the_same_rows(tmp_path):
     assert [row["contender"] for row in found] == ["transformers", "bertfast", "bertfast, file to cache"]
     assert {row["pairs"] for row in found} == {550} and len({row["tokens"] for row in found}) == 1
     assert all(low <= median <= high for row in found for low, median, high in [row["pairs_per_second"]])
+    assert found[1]["ratios"][0]["value"] is None  # two repeats are too few for a ratio
 
 
 def test_rows_say_where_they_come_from(monkeypatch):

@@ -71,7 +71,7 @@ def test_length_grouping_takes_the_same_examples_in_even_rounds():
     padded = [lengths[batch].max() * 32 for batch in grouped]
     assert lengths.sum() / sum(padded) > 0.9 > 0.5 > lengths.sum() / sum(lengths[batch].max() * 32 for batch in plain)
     rounds = np.array(padded).reshape(10, 5).sum(axis=1)
-    assert rounds.std() < 0.15 * rounds.mean() and max(padded) > 5 * min(padded)
+    assert rounds.std() < 0.25 * rounds.mean() and max(padded) > 5 * min(padded)
 
 
 def test_examples_are_what_a_tokenizer_gives():

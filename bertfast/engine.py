@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -92,15 +91,13 @@ def start_ranks(device: str | None, threads: int | None) -> Ranks:
 
 
 def join_ranks(ranks: Ranks) -> None:
-    """Start the process group, once per process; alone, as a group of one (DeepSpeed would look for MPI without these variables).
+    """Start the process group, once per process; alone, as a group of one in this process's memory: no port, and nothing that a child would inherit.
 
     Raises:
         BertfastError: DeepSpeed, which only training and several ranks need, is not installed.
     """
     if torch.distributed.is_initialized():
         return
-    if "MASTER_ADDR" not in os.environ:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     try:
         import deepspeed
         from deepspeed.utils import logger
@@ -113,7 +110,11 @@ def join_ranks(ranks: Ranks) -> None:
     logger.setLevel("WARNING")
     # DeepSpeed would compile this op here, for half a minute, and wait for ever on the lock of a build that was killed. Only its inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if ranks.device.type == "cuda" else "gloo", verbose=False)
+    backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+    if "MASTER_ADDR" not in os.environ:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed's engine insists on it
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total_steps: int, ranks: Ranks, steps_per_epoch: int = 1):
@@ -280,12 +281,6 @@ def _keep_freed_memory() -> None:
         mmap_threshold, trim_threshold = -3, -1
         libc.mallopt(mmap_threshold, 2**30)
         libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

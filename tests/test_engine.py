@@ -1,10 +1,13 @@
 """DeepSpeed's side of the trainer, as far as it can be seen without a run."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
+from runs import environment, need_deepspeed
 
 from bertfast.config import load_config
 from bertfast.engine import free_abandoned_builds
@@ -64,3 +67,18 @@ def test_bf16_products_of_float32_weights_are_near_float32_ones(tmp_path):
     rough.float().sum().backward()
     assert rough.dtype == torch.bfloat16 and all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
     assert 0 < (rough.float() - exact).abs().max() < 0.02 * exact.abs().max() + 0.01
+
+
+def test_a_lone_rank_leaves_nothing_to_its_children():
+    """A port kept in the environment would be in use already for whatever this process starts next."""
+    need_deepspeed()
+    code = (
+        "import os\n"
+        "from bertfast.engine import join_ranks, start_ranks\n"
+        "before = set(os.environ)\n"
+        "join_ranks(start_ranks('cpu', 1))\n"
+        "print(*sorted(set(os.environ) - before))"
+    )
+    given = {name: value for name, value in environment().items() if name not in ("DS_ACCELERATOR", "LOCAL_RANK")}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["DS_ACCELERATOR", "LOCAL_RANK"]

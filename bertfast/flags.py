@@ -270,6 +270,9 @@ EXPORT_FLAGS = (
         commands=("export",),
         options={"metavar": "LIST"},
     ),
+    Flag(
+        ("--packed",), "model_packed.onnx too, for onnxruntime's CUDA provider: no work on padding", commands=("export",), options=_SWITCH
+    ),
     Flag(("--opset",), "of the standard operators, 18 to 23 (left out: 20)", commands=("export",), options={"type": int, "default": 20}),
     Flag(("--integers",), "the type of the inputs", commands=("export",), options={"choices": ["int64", "int32"], "default": "int64"}),
     Flag(

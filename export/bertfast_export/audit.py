@@ -205,7 +205,11 @@ def _constants(config: BertConfig) -> dict[str, np.ndarray]:
     floats |= {"tiny": 1e-20, "top127": 127.0, "top255": 255.0, "one_of_hidden": 1 / size, "eps": config.layer_norm_eps}
     integers = {"mask.axes": [1, 2], "embeddings.begin": [0], "first": 0, "last_axis": [-1]}
     integers |= {"heads.split": [0, 0, heads, size // heads], "heads.join": [0, 0, size]}
+    integers |= {"packed.first": [0]}
+    floats |= {"packed.nan": np.nan}
     return {
+        "packed.zero": np.asarray(0, dtype=np.int32),
+        "packed.one": np.asarray(1, dtype=np.int32),
         **{name: np.asarray(value, dtype=np.float32) for name, value in floats.items()},
         **{name: np.asarray(value, dtype=np.int64) for name, value in integers.items()},
         "middle": np.asarray(128, dtype=np.uint8),

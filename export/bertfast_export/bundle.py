@@ -31,6 +31,8 @@ from bertfast_export.evidence import KeptEvidence, eager_logits, write_evidence
 from bertfast_export.examples import Data
 from bertfast_export.graph import Network, portable_graph
 from bertfast_export.optimize import fused_graph
+from bertfast_export.packed import packed_graph
+from bertfast_export.packed_judge import NOT_RUN, PACKED_FILE, judge_packed
 from bertfast_export.planned import refuse_place
 from bertfast_export.reference import Answers, checkpoint_hashes
 from bertfast_export.rejected import write_rejected
@@ -94,8 +96,8 @@ def _fill(
     answers, weights = Answers.of(source.folder, cases), CheckpointWeights.of(source.folder)
     evidence = [Evidence(name, dataset, eager_logits(source.model, dataset)) for name, dataset in splits.items()]
     verdicts, notes = [], {}
-    for variant in options.variants:
-        file, metadata = VARIANTS[variant], _metadata(source, variant, hashes)
+    for variant in (*options.variants, *(["packed"] if options.packed else [])):
+        file, metadata = VARIANTS.get(variant, PACKED_FILE), _metadata(source, variant, hashes)
         if variant == "int8":
             found = search(network, evidence, options, metadata, say)
             notes["int8_search"] = found.to_dict()
@@ -105,10 +107,12 @@ def _fill(
             graph = found.graph
         elif variant == "portable":
             graph = portable_graph(network, options.opset, options.integers, metadata)
+        elif variant == "packed":
+            graph = packed_graph(network, options.opset, options.integers, metadata)
         else:
             graph = fused_graph(network, options.opset, options.integers, variant == "fp16", metadata)
         save_model(graph, beside / file)
-        verdict = judge(beside / file, file, cases, answers, evidence, weights=[weights])
+        verdict = _judge(beside / file, file, cases, answers, evidence, [weights])
         if verdict.fault is not None and variant == "int8":  # the search promised what the whole grid does not bear out
             for path in beside.glob(f"{file}*"):
                 path.unlink()
@@ -126,9 +130,17 @@ def _fill(
     return verdicts
 
 
+def _judge(model: Path, file: str, cases, answers, evidence, weights, providers: Sequence[str] | None = None) -> Verdict:
+    if file == PACKED_FILE:
+        return judge_packed(model, cases, answers, evidence, weights)
+    return judge(model, file, cases, answers, evidence, providers=providers, weights=weights)
+
+
 def _summary(verdict: Verdict) -> str:
     parts = [f"grid within {verdict.grid['largest_logit_difference']:.2g} of eager float64"]
     parts += [f"{name} {found['agreement']:.2%} the same answers" for name, found in verdict.data.items()]
+    if (said := verdict.grid.get("run_by", "")) == NOT_RUN:
+        parts.append(said)
     return ", ".join(parts)
 
 
@@ -216,7 +228,7 @@ def verify_bundle(
         hashes = earlier.get("weights", {}).get("sha256")  # a bundle of an earlier bertfast has none
         weights = [*checkpoint_weights, *([KeptWeights(hashes)] if hashes else [])]
         model = next(path.glob(f"**/{file}"))
-        verdict = judge(model, file, kept.cases, answers or kept.answers, evidence, providers=providers, weights=weights)
+        verdict = _judge(model, file, kept.cases, answers or kept.answers, evidence, weights, providers)
         verdicts.append(verdict)
         say(f"{file}: {verdict.fault or 'passed; ' + _summary(verdict)}")
     if faults := [f"{verdict.file}: {verdict.fault}" for verdict in verdicts if verdict.fault is not None]:

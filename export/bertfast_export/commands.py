@@ -55,7 +55,7 @@ def export(arguments: Namespace, block: BertfastConfig | None, say: Callable[[st
     from bertfast_export.source import VARIANTS, Options, Source
 
     named = tuple(part.strip() for part in arguments.variants.split(",")) if arguments.variants else tuple(VARIANTS)
-    options = Options(named, arguments.opset, arguments.integers, arguments.layout, arguments.max_sequence_length)
+    options = Options(named, arguments.opset, arguments.integers, arguments.layout, arguments.max_sequence_length, arguments.packed)
     source = Source(arguments.folder, options, block, arguments.pairs)
     with TemporaryDirectory(prefix="bertfast-") as scratch:
         data = from_file(source.block, arguments.input, scratch) if arguments.input else configured(source.block)

@@ -32,6 +32,7 @@ class Options:
     integers: str = "int64"
     layout: str = "flat"
     max_sequence_length: int | None = None
+    packed: bool = False  # model_packed.onnx too
 
     def __post_init__(self):
         for name in self.variants:

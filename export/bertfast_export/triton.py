@@ -12,7 +12,7 @@ from bertfast.atomic import replacing
 if TYPE_CHECKING:
     from bertfast_export.source import Options, Source
 
-_PREFERENCE = ("model_optimized.onnx", "model.onnx", "model_quantized.onnx", "model_fp16.onnx")
+_PREFERENCE = ("model_optimized.onnx", "model.onnx", "model_quantized.onnx", "model_fp16.onnx", "model_packed.onnx")
 _LABELS = "labels.txt"
 _CONFIG = """name: "{name}"
 platform: "onnxruntime_onnx"
@@ -58,7 +58,7 @@ def write_triton(folder: Path, source: Source, options: Options, max_batch_size:
                     inputs=",\n".join(inputs),
                     num_labels=source.bert.num_labels,
                     labels=f' label_filename: "{_LABELS}"' if labels else "",
-                    kind="KIND_GPU" if file.name == "model_fp16.onnx" else "KIND_CPU",
+                    kind="KIND_GPU" if file.name in ("model_fp16.onnx", "model_packed.onnx") else "KIND_CPU",
                 )
                 + f'default_model_filename: "{file.name}"\n'
             )

@@ -46,6 +46,7 @@ BUDGETS = {
     "model.onnx": Budget(logits=5e-5, probabilities=2e-5, rounding=2.0, mean=1e-5, agreement=1.0, metric=0.0),
     "model_optimized.onnx": Budget(logits=5e-5, probabilities=2e-5, rounding=2.0, mean=1e-5, agreement=1.0, metric=0.0),
     "model_fp16.onnx": Budget(logits=5e-2, probabilities=1e-2, rounding=None, mean=5e-3, agreement=0.998, metric=0.2),
+    "model_packed.onnx": Budget(logits=5e-2, probabilities=1e-2, rounding=None, mean=5e-3, agreement=0.998, metric=0.2),
     "model_quantized.onnx": Budget(logits=1.0, probabilities=0.25, rounding=None, mean=5e-2, agreement=0.99, metric=0.5),
 }
 _ROUNDING_FLOOR = 1e-8  # of a mean error: a model whose logits are exact in float32 has no noise to compare with
@@ -101,17 +102,21 @@ def judge(
     """Hold one file against the eager model's answers, on the first of `providers`. name: which of BUDGETS is its own. weights: what to hold its
     weights against."""
     verdict = Verdict(name, budget or BUDGETS[name])
-    session = open_session(model, providers)
+    judge_session(open_session(model, providers), cases, answers, evidence, verdict)
+    if verdict.fault is None:
+        _judge_int32(model, cases, answers, verdict, providers)
+    if verdict.fault is None and weights:
+        judge_weights(model, weights, verdict)
+    return verdict
+
+
+def judge_session(session, cases: list[Case], answers: Answers, evidence: list[Evidence], verdict: Verdict) -> None:
+    """The signature, the grid and the data, by whatever answers as a session of onnxruntime does."""
     _judge_signature(session, answers, verdict)
     if verdict.fault is None:
         _judge_grid(session, cases, answers, verdict)
-    if verdict.fault is None:
-        _judge_int32(model, cases, answers, verdict, providers)
     for part in evidence if verdict.fault is None else ():
         _judge_data(session, part, verdict)
-    if verdict.fault is None and weights:
-        _judge_weights(model, weights, verdict)
-    return verdict
 
 
 def run_cases(session, features: dict[str, np.ndarray]) -> np.ndarray:
@@ -219,7 +224,8 @@ def _judge_int32(model: Path, cases: list[Case], answers: Answers, verdict: Verd
     verdict.grid["int32_inputs"] = f"{len(asked)} cases"
 
 
-def _judge_weights(model: Path, weights: Sequence[CheckpointWeights | KeptWeights], verdict: Verdict) -> None:
+def judge_weights(model: Path, weights: Sequence[CheckpointWeights | KeptWeights], verdict: Verdict) -> None:
+    """The audit."""
     import onnx
 
     proto = onnx.load(model)

@@ -1,36 +1,44 @@
 """Latency of an exported classifier, and the throughput of a whole file, against the model it was made from, in turn.
 
-    python -m bench.bench_export --bundle BUNDLE --checkpoint FOLDER [--texts FILE] [--shapes 1x128 ...] [--rounds 30] [--threads 1] [--compile] [--command TSV] [--output FILE]
+    python -m bench.bench_export --bundle BUNDLE --checkpoint FOLDER [--texts FILE] [--shapes 1x128 ...] [--rounds 30] [--compile] [--output FILE]
+    python -m bench.bench_export [--quick]
 
-Every contender runs the same batch once a round, one after the other, so that a machine that drifts slows all of them; a row holds the median of its
-milliseconds and the quartiles of the ratios to torch eager, taken round by round. Other people's files are contenders too: --other NAME=FILE.onnx.
-`--command TSV` times whole commands over a file: `bertfast predict --onnx`, its start among it, and a program that loads the model with transformers and
-runs batches padded to their longest.
+Every contender runs the same batch once a round, so that a machine that drifts slows all of them. Without a bundle, graphs of MiniLM's size with random
+weights are written first: portable, optimized, and int8 with no product left out, none of which any judge has seen. Other people's files are contenders
+too: --other NAME=FILE.onnx. `--command TSV` times whole commands over a file with a column named sentence: `bertfast predict --onnx`, its start among it,
+and a program that loads the model with transformers and runs batches padded to their longest. Optimum's export is one where optimum is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from bench.harness import provenance
-from bertfast_export.classifier import FILES, OnnxClassifier
-from bertfast_export.runtime import open_session
-from bertfast_export.verify import run_cases
+from bench.harness import provenance, write_row
+from bench.intervals import MIN_ROUNDS, Ratio, significant, take_turns, timing_rows
+from bench.workloads import write_model
+
+try:
+    from bertfast_export.classifier import FILES, OnnxClassifier
+    from bertfast_export.runtime import open_session
+    from bertfast_export.verify import run_cases
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"export: needs {missing.name}, which is not installed: pip install 'bertfast[export]'") from None
 
 SHAPES = ("1x16", "1x128", "1x512", "8x16", "8x128", "8x512", "32x16", "32x128", "32x512")  # texts x tokens
 WARM_UP = 3
-# What is written by most who deploy nothing: a file's rows in their order, 32 at a time, each batch padded to its longest.
 _PADDED = """
 import csv, json, sys
 import torch
@@ -71,51 +79,81 @@ def onnx_file(path: Path, threads: int) -> Run:
     return lambda features: run_cases(session, features)
 
 
-def compare(contenders: dict[str, Callable[[], object]], rounds: int, warm_up: int = WARM_UP) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds (median) and ratio to the first contender (quartiles and median) of each, taken in turn."""
-    for run in contenders.values():
-        for _ in range(warm_up):
-            run()
-    seconds = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
+def compare(contenders: dict[str, Callable[[], object]], rounds: int, common: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each contender: milliseconds, and the ratio to the first."""
+
+    def turn(run: Callable[[], object]) -> Callable[[int], float]:
+        def timed(_: int) -> float:
             began = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - began)
-    first = np.array(next(iter(seconds.values())))
-    return {
-        name: {
-            "milliseconds": round(float(np.median(taken)) * 1e3, 3),
-            "speedup": np.percentile(first / np.array(taken), [25, 50, 75]).round(2).tolist(),
-        }
-        for name, taken in seconds.items()
-    }
+            return time.perf_counter() - began
+
+        return timed
+
+    seconds = take_turns({name: turn(run) for name, run in contenders.items()}, rounds, WARM_UP)
+    rows = timing_rows(common, seconds, [next(iter(contenders)), "torch.compile"])
+    return [{**row, "milliseconds": [significant(1e3 * value) for value in row["seconds"]]} for row in rows]
 
 
-def latency(arguments: argparse.Namespace) -> list[dict]:
+def write_graphs(folder: Path, checkpoint: str) -> None:
+    """The graphs of a checkpoint with no judgement passed on them, under the names of a bundle's files."""
+    from bertfast.model import BertClassifier
+    from bertfast_export.graph import Network, portable_graph
+    from bertfast_export.optimize import fused_graph
+    from bertfast_export.quantize import Recipe, measure, quantized_graph
+    from bertfast_export.writer import save_model
+
+    network = Network.of(BertClassifier.from_pretrained(checkpoint).eval())
+    ids = np.random.default_rng(0).integers(1000, network.config.vocab_size, (8, 64))
+    sample = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    save_model(portable_graph(network), folder / FILES["portable"])
+    save_model(fused_graph(network), folder / FILES["optimized"])
+    save_model(quantized_graph(network, measure(network, [sample]), Recipe("all products")), folder / FILES["int8"])
+
+
+def optimum_graph(folder: Path, checkpoint: str) -> dict[str, Path]:
+    """Optimum's export, where it is installed."""
+    if importlib.util.find_spec("optimum") is None or importlib.util.find_spec("optimum.onnxruntime") is None:
+        print("optimum is not installed: it is no contender (pip install optimum-onnx, which needs transformers < 4.58)", file=sys.stderr)
+        return {}
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+
+    ORTModelForSequenceClassification.from_pretrained(checkpoint, export=True).save_pretrained(folder / "optimum")
+    return {"Optimum": folder / "optimum" / "model.onnx"}
+
+
+def agreement_of(bundle: Path) -> dict[str, float]:
+    """By variant, the share of real examples that the file answers as the eager model does, as the bundle's own judge found it; the lowest of its splits."""
+    try:
+        verdicts = json.loads((bundle / "verification.json").read_text(encoding="utf-8"))["verdicts"]
+    except FileNotFoundError:
+        return {}
+    found = {}
+    for variant, file in FILES.items():
+        splits = verdicts.get(file, {}).get("data", {}).values()
+        if splits:
+            found[variant] = min(split["agreement"] for split in splits)
+    return found
+
+
+def latency(bundle: Path, arguments: argparse.Namespace, others: dict[str, Path]) -> list[dict[str, Any]]:
     """A row for each shape and contender."""
     runs = {"torch eager": eager(arguments.checkpoint)}
     if arguments.compile:
         runs["torch.compile"] = eager(arguments.checkpoint, compiled=True)
-    files = {
-        name: Path(arguments.bundle) / file for name, file in FILES.items() if (Path(arguments.bundle) / file).is_file() and name != "fp16"
-    }
-    files |= {name: Path(path) for name, _, path in (other.partition("=") for other in arguments.other)}
-    runs |= {name: onnx_file(path, arguments.threads) for name, path in files.items()}
-    rng, rows = np.random.default_rng(0), []
+    files = {name: bundle / file for name, file in FILES.items() if (bundle / file).is_file() and name != "fp16"}
+    runs |= {name: onnx_file(path, arguments.threads) for name, path in (files | others).items()}
+    agreement, rng, rows = agreement_of(bundle), np.random.default_rng(arguments.seed), []
     for batch, width in (map(int, shape.split("x")) for shape in arguments.shapes):
         ids = rng.integers(1000, 20_000, (batch, width))
         features = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        rounds = max(5, arguments.rounds * 128 // (batch * width)) if batch * width > 128 else arguments.rounds
-        measured = compare({name: (lambda run=run, features=features: run(features)) for name, run in runs.items()}, rounds)
-        rows += [
-            {"what": "latency", "batch": batch, "tokens": width, "contender": name, "rounds": rounds, **row}
-            for name, row in measured.items()
-        ]
-    return rows
+        rounds = max(MIN_ROUNDS, arguments.rounds * 128 // (batch * width)) if batch * width > 128 else arguments.rounds
+        common = {"suite": "export", "measure": "latency", "case": f"{batch} x {width}", "batch": batch, "tokens": width, "rounds": rounds}
+        rows += compare({name: (lambda run=run, features=features: run(features)) for name, run in runs.items()}, rounds, common)
+    return [{**row, "agreement": 1.0 if row["contender"].startswith("torch") else agreement.get(row["contender"])} for row in rows]
 
 
-def throughput(arguments: argparse.Namespace) -> list[dict]:
+def throughput(bundle: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each contender over a whole file, one text a line: a loop over batches of 32 padded to their longest, and the classifier."""
     from transformers import AutoTokenizer
 
@@ -128,20 +166,23 @@ def throughput(arguments: argparse.Namespace) -> list[dict]:
 
     contenders: dict[str, Callable[[], object]] = {"torch eager, padded to the longest": loop}
     for name, file in FILES.items():
-        if name != "fp16" and (Path(arguments.bundle) / file).is_file():
-            classifier = OnnxClassifier.from_bundle(arguments.bundle, name, threads=arguments.threads)
+        if name != "fp16" and (bundle / file).is_file():
+            classifier = OnnxClassifier.from_bundle(bundle, name, threads=arguments.threads)
             contenders[f"predict --onnx, {name}"] = lambda classifier=classifier: classifier.logits(texts)
-    return [{"what": "throughput", "texts": len(texts), "contender": name, **row} for name, row in compare(contenders, 5).items()]
+    common = {"suite": "export", "measure": "throughput", "case": f"{len(texts)} texts", "texts": len(texts), "rounds": MIN_ROUNDS}
+    return compare(contenders, MIN_ROUNDS, common)
 
 
-def commands(arguments: argparse.Namespace) -> list[dict]:
+def commands(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each contender over a whole file, as a process of its own from its start to its last answer written."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
 
     def process(*command: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, *command], env=environment, check=True, capture_output=True)
 
-    with tempfile.TemporaryDirectory(prefix="bertfast-") as scratch:
+    with open(arguments.command, encoding="utf-8") as file:
+        texts = sum(1 for _ in file) - 1
+    with tempfile.TemporaryDirectory() as scratch:
         answers = str(Path(scratch) / "answers.jsonl")
         padded = process("-c", _PADDED, arguments.checkpoint, arguments.command, answers, str(arguments.threads))
         contenders = {"a loop of transformers, padded to the longest": padded}
@@ -149,36 +190,64 @@ def commands(arguments: argparse.Namespace) -> list[dict]:
             if name != "fp16" and (Path(arguments.bundle) / file).is_file():
                 command = ("-m", "bertfast", "predict", "--onnx", arguments.bundle, "--variant", name, "--input", arguments.command)
                 contenders[f"bertfast predict --onnx, {name}"] = process(*command, "--output", answers)
-        measured = compare(contenders, arguments.command_rounds, warm_up=1)
-    with open(arguments.command, encoding="utf-8") as file:
-        rows = sum(1 for _ in file) - 1
-    return [{"what": "command", "rows": rows, "contender": name, **row} for name, row in measured.items()]
+        common = {"suite": "export", "measure": "command", "case": f"a file of {texts} texts", "texts": texts, "rounds": MIN_ROUNDS}
+        return compare(contenders, MIN_ROUNDS, common)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.bench_export")
-    parser.add_argument("--bundle", required=True)
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--texts")
-    parser.add_argument("--command", metavar="TSV", help="a file with a column named sentence")
-    parser.add_argument("--command_rounds", type=int, default=5)
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["", f"{'texts x tokens':16s} {'contender':36s} {'ms':>10s}   against torch eager"]
+    for row in rows:
+        ratios = "; ".join(f"{Ratio.from_row(ratio)}" for ratio in row["ratios"][:1])
+        lines.append(f"{row['case']:16s} {row['contender']:36s} {row['milliseconds'][1]:10.2f}   {ratios}")
+    return "\n".join(lines)
+
+
+def measure_all(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every row; `folder` holds what is written on the way."""
+    bundle = Path(arguments.bundle) if arguments.bundle else folder
+    if not arguments.checkpoint:
+        arguments.checkpoint = str(write_model("minilm", folder / "checkpoint", arguments.seed))
+    if not arguments.bundle:
+        write_graphs(folder, arguments.checkpoint)
+    others = {name: Path(path) for name, _, path in (other.partition("=") for other in arguments.other)}
+    others |= {} if arguments.quick else optimum_graph(folder, arguments.checkpoint)
+    rows = latency(bundle, arguments, others)
+    rows += throughput(bundle, arguments) if arguments.texts else []
+    return rows + (commands(arguments) if arguments.command else [])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", help="of `bertfast export`; left out: graphs that are written on the spot")
+    parser.add_argument("--checkpoint", help="the model it was made from; left out: MiniLM's size with random weights")
+    parser.add_argument("--texts", help="a file with one text a line, to be classified as a whole; needs a bundle")
+    parser.add_argument("--command", metavar="TSV", help="a file to be classified by whole commands; needs a bundle")
     parser.add_argument("--other", action="append", default=[], metavar="NAME=FILE")
-    parser.add_argument("--shapes", nargs="*", default=SHAPES, help="none, where only --texts or --command are asked for: --shapes")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--shapes", nargs="+", help="texts x tokens; left out: 1, 8 and 32 texts of 16, 128 and 512 tokens")
+    parser.add_argument("--rounds", type=int, help="left out: 30, or 10 with --quick")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--output")
-    arguments = parser.parse_args()
+    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--quick", action="store_true", help="1x16, 1x128 and 8x128, 10 rounds")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args(words)
+    if (arguments.bundle and not arguments.checkpoint) or ((arguments.texts or arguments.command) and not arguments.bundle):
+        parser.error("--bundle needs the --checkpoint that it was made from, and --texts and --command need a --bundle")
+    arguments.shapes = arguments.shapes or (("1x16", "1x128", "8x128") if arguments.quick else SHAPES)
+    arguments.rounds = arguments.rounds or (10 if arguments.quick else 30)
     torch.set_num_threads(arguments.threads)
-    rows = (latency(arguments) if arguments.shapes else []) + (throughput(arguments) if arguments.texts else [])
-    rows += commands(arguments) if arguments.command else []
-    facts = {"threads": arguments.threads, **provenance("bench.bench_export", ("torch", "transformers", "onnxruntime"))}
-    lines = [json.dumps({**row, **facts}) for row in rows]
-    print(*lines, sep="\n")
-    if arguments.output:
-        with open(arguments.output, "a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+    facts = {
+        "seed": arguments.seed,
+        "threads": arguments.threads,
+        **provenance("bench.bench_export", ("torch", "transformers", "onnxruntime")),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure_all(Path(folder), arguments)
+    for row in rows:
+        write_row({**row, **facts}, arguments.output)
+    print(summary(rows))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

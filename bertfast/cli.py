@@ -262,6 +262,7 @@ def _trainer(arguments: Namespace, config: Config) -> Trainer:
         resume=bool(arguments.resume),
         checkpoint_path=checkpoint_path,
         profile_startup=arguments.profile_startup,
+        **({"profile": True} if arguments.profile else {}),
     )
 
 

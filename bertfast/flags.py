@@ -192,6 +192,12 @@ FLAGS = (
         options={"choices": TARGETS, "action": "append"},
     ),
     Flag(
+        ("--profile",),
+        "leave a torch profiler trace of a few steps, and a one-page summary, in model_dir/profile",
+        commands=("train",),
+        options=_SWITCH,
+    ),
+    Flag(
         ("--profile_startup",),
         "print where the time to the first step goes",
         commands=("train", "eval", "predict", "pretrain"),

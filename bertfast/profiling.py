@@ -6,9 +6,12 @@ accounts for is Python's (and DeepSpeed's) own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -16,6 +19,8 @@ from bertfast.atomic import replacing
 
 TRACE_FILE, SUMMARY_FILE = "profile_trace.json", "profile.md"
 LARGEST = 10
+WARM_UP_STEPS, PROFILED_STEPS = 3, 5  # of a run, counted from its first step
+Item = TypeVar("Item")
 # The first word that occurs in the name of an operator or kernel decides; the optimizer's kernels are products of no matrices, so they come first.
 _KINDS = (
     ("optimizer", ("adam", "optimizer", "clip_grad", "multi_tensor", "foreach")),
@@ -117,3 +122,86 @@ def page(parts: list[Part], shares: dict[str, float], busy: float, whole: float,
         for part in parts[:LARGEST]
     ]
     return [*lines, "", f"The whole trace is in {TRACE_FILE}: open it with https://ui.perfetto.dev or chrome://tracing."]
+
+
+class RunProfiler:
+    """Profiles a few steps of a run: `steps` is put around the iterator of its batches, and ends the profile when enough of them were taken.
+
+    Adds to the profiler's figures two of the host: the time spent waiting for batches, and DeepSpeed's own, which is that within the engine's
+    forward, backward and step without that of the model, of autograd and of the optimizer (clipping counts as DeepSpeed's).
+    """
+
+    def __init__(self, folder: Path, engine: Any, on_gpu: bool, say: Callable[[str], None]):
+        self._folder, self._engine, self._on_gpu, self._say = folder, engine, on_gpu, say
+        self._seconds = {"waiting": 0.0, "engine": 0.0, "work": 0.0}
+
+    def steps(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The same batches. A run that has no step after those of warming up leaves no profile, and is told so."""
+        iterator = iter(batches)
+        with contextlib.ExitStack() as stack:
+            profiler, taken = None, 0
+            while True:
+                began = time.perf_counter()
+                item = next(iterator, None)
+                if profiler is not None:
+                    self._seconds["waiting"] += time.perf_counter() - began
+                if profiler is not None and (item is None or taken == WARM_UP_STEPS + PROFILED_STEPS):
+                    self._finish(stack, profiler, taken)
+                    profiler = None
+                if item is None:
+                    if taken <= WARM_UP_STEPS:
+                        self._say(f"profile: none, the run has only {taken} steps, and the first {WARM_UP_STEPS} are not profiled")
+                    return
+                if taken == WARM_UP_STEPS:
+                    self._began, self._first = time.perf_counter(), taken
+                    self._watch(stack)
+                    profiler = stack.enter_context(step_profiler(self._on_gpu))
+                taken += 1
+                yield item
+
+    def _finish(self, stack: contextlib.ExitStack, profiler: torch.profiler.profile, taken: int) -> None:
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        stack.close()
+        whole, steps = time.perf_counter() - self._began, taken - self._first
+        facts = {
+            "Steps profiled": f"{steps}, of {whole / steps * 1e3:.1f} ms each on the host (the profiler slows them)",
+            "Waiting on data": f"{self._seconds['waiting'] / whole:.1%} of the host's time",
+            "DeepSpeed": f"{max(0.0, self._seconds['engine'] - self._seconds['work']) / whole:.1%} of the host's time",
+        }
+        self._say(f"profile: {write_profile(profiler, self._folder, facts)}")
+
+    def _watch(self, stack: contextlib.ExitStack) -> None:
+        """Time the engine's calls, and the work within them, until the stack is closed."""
+        engine = self._engine
+        optimizer = getattr(engine, "basic_optimizer", None) or engine.optimizer
+        for kind, owner, name in (
+            ("engine", engine, "forward"),
+            ("engine", engine, "backward"),
+            ("engine", engine, "step"),
+            ("work", engine.module, "forward"),
+            ("work", torch.autograd, "backward"),
+            ("work", optimizer, "step"),
+        ):
+            stack.enter_context(self._timed(kind, owner, name))
+
+    @contextlib.contextmanager
+    def _timed(self, kind: str, owner: Any, name: str) -> Iterator[None]:
+        original, own = getattr(owner, name), name in vars(owner)
+
+        @functools.wraps(original)
+        def timed(*arguments, **options):
+            began = time.perf_counter()
+            try:
+                return original(*arguments, **options)
+            finally:
+                self._seconds[kind] += time.perf_counter() - began
+
+        setattr(owner, name, timed)
+        try:
+            yield
+        finally:
+            if own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)

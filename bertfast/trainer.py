@@ -26,6 +26,7 @@ from bertfast.losses import Loss
 from bertfast.metrics import compute_metrics, is_better
 from bertfast.model import RandomBits
 from bertfast.packing import PackedBatch
+from bertfast.profiling import RunProfiler
 from bertfast.progress import Progress, StartupClock, counted
 from bertfast.resolve import resolve_batch_sizes, resolve_precision, resolve_total_steps
 from bertfast.steps import LossWatch, RunState, Termination, Window
@@ -41,6 +42,7 @@ class Trainer:
         resume: go on from the newest whole checkpoint of run.model_dir, or from `checkpoint_path`.
         checkpoint_path: a training checkpoint to resume from; for `evaluate` and `predict`, the model's folder, or a run's.
         profile_startup: print where the time before the first step went.
+        profile: leave a torch profiler trace of a few steps, and a page on it, in run.model_dir/profile.
     """
 
     loader_class: type[Loader] = Loader
@@ -52,6 +54,7 @@ class Trainer:
         resume: bool = False,
         checkpoint_path: str | None = None,
         profile_startup: bool = False,
+        profile: bool = False,
     ):
         self.config = config
         self.settings = config.bertfast
@@ -60,6 +63,7 @@ class Trainer:
         self.resume = resume
         self.checkpoint_path = checkpoint_path
         self.clock = StartupClock() if profile_startup else None
+        self.profile = profile
         self.ranks = start_ranks(device, self.run.threads)
         self.precision = resolve_precision(config.deepspeed, self.ranks.device.type)
         self.loader = self.loader_class(config, self.ranks)
@@ -120,7 +124,10 @@ class Trainer:
     def _fit(self, state: RunState, progress: Progress) -> RunState:
         window = Window(self.ranks)
         self.watch = LossWatch(self.train_set, self.ranks)
-        for step, batches in self.batches.steps(state.step, self.total_steps):
+        steps = self.batches.steps(state.step, self.total_steps)
+        if self.profile and self.ranks.is_first:
+            steps = RunProfiler(self.model_dir / "profile", self.engine, self.ranks.device.type == "cuda", progress.say).steps(steps)
+        for step, batches in steps:
             if self._stops_early(state):
                 progress.say(f"stopping early after step {step}: {state.stale_evaluations} evaluations without a better metric")
                 break

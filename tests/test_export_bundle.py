@@ -248,7 +248,7 @@ def test_a_disk_that_is_full(made, tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written(made, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["export", str(made / "model"), "-o", str(tmp_path / "file" / "out"), "--grid_only"]) == 2
-    assert "cannot be written: Not a directory" in capsys.readouterr().err
+    assert f"out: cannot be written: {tmp_path / 'file'} is a file; give another place" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

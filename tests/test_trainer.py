@@ -127,6 +127,6 @@ def test_training_without_deepspeed_names_what_to_install(monkeypatch):
     from bertfast.engine import Ranks, join_ranks
 
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # `import deepspeed` then fails as where it is not installed
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)  # whatever this process trained before
     with pytest.raises(BertfastError, match="needs deepspeed, which is not installed: pip install deepspeed"):
         join_ranks(Ranks(0, 1, torch.device("cpu")))

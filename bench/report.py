@@ -47,7 +47,7 @@ def of_suite(rows: Sequence[Row], suite: str, *keys: str) -> list[Row]:
 
 def table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:
     """A Markdown table."""
-    return [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(map(str, line))} |" for line in lines), ""]
+    return [f"| {' | '.join(map(str, header))} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(map(str, line))} |" for line in lines), ""]
 
 
 def ratios_of(row: Row) -> str:

@@ -50,6 +50,39 @@ def test_plots_and_page(tmp_path):
     assert not (tmp_path / "out" / "kernels-roofline.png").exists()
 
 
+def test_every_suite_has_its_table():
+    common = {"contender": "bertfast fp32", "case": "a case", "seconds": [1, 2, 3], **FACTS}
+    tie = {"to": "torch eager", "value": None, "low": 0.9, "high": 1.1, "confidence": 0.99, "rounds": 9}
+    rows = [
+        {"suite": "packing", "set": "sst2", "budget": 512, "fill": 0.99, "fill_padded_to_longest": 0.33, **common},
+        {"suite": "packing", "set": "sst2", "ranks": 64, "balance": 1.001, "at_random": 1.3, **common},
+        {"suite": "data", "pairs_per_second": [1, 24_000, 3], **common},
+        {"suite": "export", "milliseconds": [1, 7.5, 9], "ratios": [tie], **common},
+        {"suite": "scale", "exponent": 0.97, "interval": [0.9, 1.04], **common},
+        {"suite": "scale", "overhead": True, "ratios": [tie], **common},
+        {"suite": "scale", "stage": 3, "ranks": 2, "peak_bytes": 2e9, "estimate_bytes": 1e9, **common},
+        {"suite": "scale", "lengths": "mnli", "ranks": 1024, "efficiency": 0.985, "at_random": 0.84, **common},
+        {
+            "suite": "kernels",
+            "op": "bias_gelu",
+            "size": "9 x 9",
+            "dropout": 0.0,
+            "direction": "forward",
+            "microseconds": [1, 5, 6],
+            "share": 0.9,
+            **common,
+        },
+        {"suite": "export", "contender": "Optimum", "case": "1 x 16", "fault": "it is not here", **FACTS},
+    ]
+    text = "\n".join(report.report(rows))
+    for words in (
+        "| sst2 | 512 | 99.000% | 33.0% | 2 |", "| set | 64 |", "1.0010 (1.30)", "| 24000 |", "| 7.5 | tie [0.90, 1.10] torch eager |", "| 0.97 | 0.9 to 1.04 |",
+        "| 3 | 2 | 2.00 | 1.00 |", "| mnli | 1024 | 98.5% | 84.0% |", "| bias_gelu | 9 x 9 |", "- Optimum did not run (1 x 16): it is not here",
+    ):  # fmt: skip
+        assert words in text
+    assert "|---|\n\n" not in text  # a table of no rows
+
+
 def test_the_rows_that_are_kept_can_be_reported():
     files = sorted(report.RESULTS.glob("*.jsonl"))
     rows = report.read_rows(files)

@@ -91,7 +91,24 @@ def _load():
             elif isinstance(value, _Language):
                 namespace[name] = triton.language
     tl, _loaded = triton.language, True
+    for kernel in _kernels:
+        _settle_key(kernel.jitted)
     return triton
+
+
+def _settle_key(kernel) -> None:
+    """Have Triton work out the kernel's key in its cache now, after the keys of the functions that it calls.
+
+    The key counts a constant at the top of a module that a called function uses, but only where that function's own key is known already: left to
+    itself it depends on what the process compiled before (`DependenciesFinder._update_hash`, Triton 3.6 and 3.7), and another process compiles again.
+    """
+    if is_interpreting() or kernel.hash is not None:
+        return
+    for name in kernel.fn.__code__.co_names:
+        called = kernel.fn.__globals__.get(name)
+        if called is not kernel and type(called) is type(kernel):
+            _settle_key(called)
+    kernel.cache_key  # noqa: B018  (a property that keeps what it finds)
 
 
 def jitted(kernel):
@@ -101,6 +118,7 @@ def jitted(kernel):
     triton = load_triton()
     if kernel.jitted is None:  # decorated after Triton was loaded
         kernel.jitted = triton.jit(**kernel.options)(kernel.function)
+        _settle_key(kernel.jitted)
     return kernel.jitted
 
 

@@ -48,6 +48,7 @@ SMALL = [
     case([15, 129], 1, 16, LONG, id="long-kernels-beyond-128"),
     case([64, 65, 3], 1, 32, MIXED, 9, id="both-kinds-of-kernel-and-a-tail"),
     case([1, 0] * 60, 1, 16, GROUPS, id="120-sequences"),
+    case([511, 1, 512], 1, 16, LONG, id="511-and-512-with-a-lone-token"),
     case([], 2, 16, LONG, 4, id="no-sequence"),
 ]
 FULL = [
@@ -145,6 +146,11 @@ def check_case(lengths, heads, size, plan, tail, dtype, device, p, monkeypatch=N
 @pytest.mark.parametrize(("lengths", "heads", "size", "plan", "tail"), shapes(SMALL, FULL))
 def test_attention_and_its_gradient(device, monkeypatch, lengths, heads, size, plan, tail, p):
     check_case(lengths, heads, size, plan, tail, torch.float32, device, p, monkeypatch)
+
+
+@pytest.mark.parametrize("plan", [SHORT, GROUPS], ids=["short", "four-heads-each"])
+def test_a_thousand_sequences(device, monkeypatch, plan):
+    check_case([1, 0, 2, 0] * 250, 1, 16, plan, 0, torch.float32, device, 0.0, monkeypatch)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1], ids=["without-dropout", "with-dropout"])

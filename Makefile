@@ -1,12 +1,14 @@
 PYTHON ?= python3
 
-.PHONY: demo test bench bench-full lint
+.PHONY: demo test clients bench bench-full lint
 
 demo: .venv/installed
 	.venv/bin/python -m bertfast.demo
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+
+clients: .clients/installed
 
 bench: .venv/installed
 	.venv/bin/python -m bench --quick
@@ -24,4 +26,15 @@ lint: .venv/installed
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --constraint constraints.txt pip setuptools wheel
 	.venv/bin/python -m pip install --constraint constraints.txt --build-constraint constraints.txt --editable '.[test,bench,export]'
+	touch $@
+
+# Other people's programs that read a bundle, for tests/test_export_clients.py: Node's, and Optimum with the older transformers that it asks for.
+.clients/installed: .venv/installed tests/clients.txt
+	rm -f $@
+	mkdir -p .clients/node
+	cd .clients/node && npm install --ignore-scripts --no-audit --no-fund onnxruntime-node@1.30.0 @huggingface/transformers@4.3.1
+	$(PYTHON) -m venv .clients/optimum
+	.clients/optimum/bin/python -m pip install --no-deps --requirement tests/clients.txt
+	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$(.clients/optimum/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_bertfast.pth"
 	touch $@

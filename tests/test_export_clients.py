@@ -1,14 +1,13 @@
 """Other people's programs with a bundle: onnxruntime-node and transformers.js in Node, Optimum in an environment of its own.
 
-They are taken from the folder that BERTFAST_NODE_MODULES names (after `npm install --ignore-scripts onnxruntime-node @huggingface/transformers`
-there), and from the Python that BERTFAST_OPTIMUM_PYTHON names; or, with -m network, installed by the tests themselves.
+`make clients` installs them under .clients. The tests take them from the folder that BERTFAST_NODE_MODULES names, .clients/node, and from the Python
+that BERTFAST_OPTIMUM_PYTHON names, .clients/optimum/bin/python.
 """
 
 import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ pytest.importorskip("onnxruntime")
 from bertfast.cli import main
 from bertfast_export import OnnxClassifier
 
-PACKAGES = ("onnxruntime-node", "@huggingface/transformers")
 TEXTS = [" ".join(WORDS[(7 * index + place) % len(WORDS)] for place in range(3 * index + 1)) for index in range(6)]
 
 
@@ -35,27 +33,24 @@ def bundle(tmp_path_factory):
     return folder / "bundle"
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param("given", id="installed-before"), pytest.param("npm", id="installed-now", marks=pytest.mark.network)],
-)
-def modules(request, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module")
+def modules() -> Path:
     """The folder with node_modules."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
-    if request.param == "given":
-        if not os.environ.get("BERTFAST_NODE_MODULES"):
-            pytest.skip("BERTFAST_NODE_MODULES is not set")
-        return Path(os.environ["BERTFAST_NODE_MODULES"])
-    folder = tmp_path_factory.mktemp("node")
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed")
-    done = subprocess.run(
-        ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", *PACKAGES], cwd=folder, capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        pytest.skip(f"npm cannot install {' and '.join(PACKAGES)}: {done.stderr[-200:]}")
-    return folder
+    return Path(_given("BERTFAST_NODE_MODULES"))
+
+
+@pytest.fixture(scope="module")
+def optimum() -> Path:
+    """A Python that has Optimum: its transformers is older than ours."""
+    return Path(_given("BERTFAST_OPTIMUM_PYTHON"))
+
+
+def _given(name: str) -> str:
+    if not os.environ.get(name):
+        pytest.skip(f"{name} is not set")
+    return os.environ[name]
 
 
 @pytest.mark.parametrize(
@@ -90,25 +85,6 @@ def test_node_gives_the_same_answers(file, dtype, variant, modules, bundle, tmp_
         scores = {item["label"]: item["score"] for item in answer}
         assert answer[0]["label"] == prediction.label and scores.keys() == set(LABELS)
         assert scores == pytest.approx(prediction.probabilities, abs=1e-4)
-
-
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param("given", id="installed-before"), pytest.param("pip", id="installed-now", marks=pytest.mark.network)],
-)
-def optimum(request, tmp_path_factory) -> Path:
-    """A Python that has Optimum: its transformers is older than ours."""
-    if request.param == "given":
-        if not os.environ.get("BERTFAST_OPTIMUM_PYTHON"):
-            pytest.skip("BERTFAST_OPTIMUM_PYTHON is not set")
-        return Path(os.environ["BERTFAST_OPTIMUM_PYTHON"])
-    folder = tmp_path_factory.mktemp("optimum")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    done = subprocess.run([python, "-m", "pip", "install", "--quiet", "optimum-onnx[onnxruntime]"], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"pip cannot install optimum-onnx: {done.stderr[-200:]}")
-    return python
 
 
 def test_optimum_gives_the_same_answers(optimum, bundle):

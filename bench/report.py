@@ -184,23 +184,54 @@ def compact(lines: Sequence[str]) -> list[str]:
     return kept
 
 
-def readme_lines(rows: Sequence[Row]) -> list[str]:
-    """The README's table: the training step, as short as it goes."""
-    found = [
-        row
-        for row in of_suite(rows, "step", "samples_per_second", "case")
-        if row["contender"].startswith("bertfast") or not row.get("ratios")
+def step_summary(rows: Sequence[Row]) -> list[str]:
+    """Of the training step a column a case, as short as it goes."""
+    found = of_suite(rows, "step", "samples_per_second", "case")
+    cases = list(dict.fromkeys(row["case"] for row in found))
+    cells: dict[str, dict[str, str]] = {}
+    for row in found:
+        ratios = "".join(f"<br>{Ratio.from_row(ratio)} {ratio['to']}" for ratio in row.get("ratios", []))
+        shown = ratios if row["contender"].startswith("bertfast") else ""
+        cells.setdefault(row["contender"], {})[row["case"]] = f"**{row['samples_per_second'][1]:.0f}**{shown}"
+    return table(("samples/s", *cases), ((name, *(of.get(case, "") for case in cases)) for name, of in cells.items()))
+
+
+def export_summary(rows: Sequence[Row]) -> list[str]:
+    """Of the exported models a column a contender: milliseconds, and how many times as fast as the first."""
+    lines: list[str] = []
+    found = of_suite(rows, "export", "milliseconds")
+    for measure in dict.fromkeys(row.get("measure") for row in found):
+        some = [row for row in found if row.get("measure") == measure]
+        names = list(dict.fromkeys(row["contender"] for row in some))
+        cells: dict[str, dict[str, str]] = {}
+        for row in some:
+            ratios = "".join(f"<br>{Ratio.from_row(ratio)}" for ratio in row.get("ratios", [])[:1])
+            cells.setdefault(row["case"], {})[row["contender"]] = f"{row['milliseconds'][1]:.4g}{ratios}"
+        lines += table(("ms", *names), ((case, *(of.get(name, "") for name in names)) for case, of in cells.items()))
+    return lines
+
+
+SUMMARIES = {**TABLES, "step": (TABLES["step"][0], step_summary), "export": (TABLES["export"][0], export_summary)}
+_IN_README = ("step", "task", "packing", "data", "export")
+
+
+def readme_lines(rows: Sequence[Row], plots: Sequence[str] = ()) -> list[str]:
+    """What stands between the README's markers: of each suite its short table, where its rows come from, and its plots (paths from the README)."""
+    lines = [
+        "A ratio is how many times as fast a contender is as the one named (else the first), with its 99 % interval; where that covers 1, it is a tie.",
+        "",
     ]
-    found = found or of_suite(rows, "step", "samples_per_second", "case")
-    lines = table(
-        ("training step", "", "samples/s", "against"),
-        ((row["case"], row["contender"], row["samples_per_second"][1], ratios_of(row)) for row in found),
-    )
-    return [*lines, *origin(found)]
+    for suite in _IN_README:
+        title, make = SUMMARIES[suite]
+        found = [row for row in rows if row["suite"] == suite]
+        if found:
+            lines += [f"### {title}", "", *compact(make(found)), *(f"{line}  " for line in origin(found)), ""]
+            lines += [f"![{Path(plot).stem}]({plot})" for plot in plots if Path(plot).stem.startswith(f"{suite}-")] + [""]
+    return lines
 
 
-def update_readme(path: Path, rows: Sequence[Row]) -> None:
-    """Replace what stands between the markers.
+def update_readme(path: Path, rows: Sequence[Row], plots: Sequence[Path] = ()) -> None:
+    """Replace what stands between the markers; plots that lie below the README's folder are shown.
 
     Raises:
         SystemExit: the file has no markers.
@@ -210,8 +241,10 @@ def update_readme(path: Path, rows: Sequence[Row]) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"{path}: has no lines '{BEGIN}' and '{END}' for the table to stand between")
+    here = path.resolve().parent
+    shown = [plot.resolve().relative_to(here).as_posix() for plot in plots if plot.resolve().is_relative_to(here)]
     with replacing(path) as file:
-        file.write("\n".join([f"{before}{BEGIN}", "", *readme_lines(rows), "", f"{END}{after}"]))
+        file.write("\n".join([f"{before}{BEGIN}", "", *readme_lines(rows, shown), f"{END}{after}"]))
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -231,7 +264,7 @@ def main(words: Sequence[str] | None = None) -> int:
     with replacing(options.output / "report.md") as file:
         file.write("\n".join(report(rows, plots)) + "\n")
     if options.readme:
-        update_readme(options.readme, rows)
+        update_readme(options.readme, rows, plots)
     print(f"{options.output / 'report.md'}: {len(rows)} rows, {len(plots)} plots")
     return 0
 

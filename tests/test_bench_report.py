@@ -96,12 +96,23 @@ def test_the_readme_keeps_all_but_its_table(tmp_path):
     report.update_readme(readme, step_rows())
     once = readme.read_text()
     assert once.startswith(f"before\n{report.BEGIN}\n") and once.endswith(f"{report.END}\nafter\n") and "old table" not in once
-    assert "bertfast fp32" in once
+    assert "<br>2.0" in once and "<br>tie [" in once and ".png" not in once
     report.update_readme(readme, step_rows())
     assert readme.read_text() == once
+    report.update_readme(readme, step_rows(), [tmp_path / "plots" / "step-throughput.png", tmp_path.parent / "step-elsewhere.png"])
+    assert "![step-throughput](plots/step-throughput.png)" in readme.read_text() and "elsewhere" not in readme.read_text()
     readme.write_text("no markers")
     with pytest.raises(SystemExit, match="has no lines"):
         report.update_readme(readme, step_rows())
+
+
+def test_exported_models_stand_side_by_side_in_the_readme():
+    seconds = {"torch eager": [0.2] * 9, "int8": [0.1 + 1e-4 * n for n in range(9)]}
+    rows = timing_rows({"suite": "export", "measure": "latency", "case": "1 x 128"}, seconds, ["torch eager"])
+    rows = [{**row, **FACTS, "milliseconds": [1e3 * value for value in row["seconds"]]} for row in rows]
+    lines = report.readme_lines(rows)
+    assert "| ms | torch eager | int8 |" in lines
+    assert any(line.startswith("| 1 x 128 | 200 | 100.4<br>1.99x [") for line in lines)
 
 
 def test_the_projects_readme_has_the_markers():

@@ -76,14 +76,16 @@ def contest(peers: Sequence[Peer], job: Job, check: bool = True) -> Outcome:
         def turn(name: str):
             def run(index: int) -> float:
                 answer = _ask(pipes[name], index)
-                if isinstance(answer, str):
-                    raise SystemExit(f"{name}: {answer}")
+                if isinstance(answer, str):  # the others go on
+                    faults.setdefault(name, answer)
+                    return float("nan")
                 return answer
 
             return run
 
-        seconds = take_turns({name: turn(name) for name in pipes}, job.rounds)
-        facts = {name: {**_ask(pipe, "facts"), "losses_without_dropout": losses[name]} for name, pipe in pipes.items()}
+        taken = take_turns({name: turn(name) for name in pipes}, job.rounds)
+        seconds = {name: rounds for name, rounds in taken.items() if name not in faults}
+        facts = {name: {**_ask(pipes[name], "facts"), "losses_without_dropout": losses[name]} for name in seconds}
         return Outcome(seconds, facts, faults)
     finally:
         for pipe in pipes.values():

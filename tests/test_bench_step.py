@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from bench import bench_step
+from bench import bench_step, contest
 from bench.peers import BASELINE, PEERS, Peer, build, check_losses, peers_for
 from bench.workloads import FIXED, LENGTHS, Examples, Network, lengths_of, write_model
 
@@ -109,3 +109,21 @@ def test_a_small_run(tmp_path, capsys):
     assert all(len(row["samples"]) == 8 and row["seed"] == 42 and row["commit"] and row["peak_bytes"] > 0 for row in rows)
     assert rows[1]["ratios"][0]["to"] == BASELINE and len(rows[1]["losses_without_dropout"]) == 3
     assert "tiny, sst2, batch 2" in capsys.readouterr().out
+
+
+def test_the_others_go_on_where_a_contender_dies(folder, monkeypatch):
+    """As it does where memory ends: its process is gone in the third round."""
+    ask, pipes, died = contest._ask, [], "its process ended (out of memory?)"
+
+    def asked(pipe, what):
+        if pipe not in pipes:
+            pipes.append(pipe)
+        if what == 2 and pipe is pipes[1]:
+            pipe.close()
+        return died if pipe.closed else ask(pipe, what)
+
+    monkeypatch.setattr(contest, "_ask", asked)
+    job = contest.Job(folder, np.full(64, 8, dtype=np.int32), 2, 8, 1, "cpu", 0)
+    outcome = contest.contest(peers_for("cpu", [BASELINE, "bertfast fp32, bare loop"]), job)
+    assert list(outcome.seconds) == list(outcome.facts) == [BASELINE] and all(taken > 0 for taken in outcome.seconds[BASELINE])
+    assert outcome.faults == {"bertfast fp32, bare loop": died}

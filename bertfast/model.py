@@ -208,7 +208,11 @@ class Embeddings(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with dropout, residual and LayerNorm: [T, D] -> [T, D], or [B, D] with cls_only."""
+    """Self-attention and feed-forward, each with dropout, residual and LayerNorm: [T, D] -> [T, D].
+
+    With cls_only, the queries and all that follows them are computed for the [CLS] rows alone: [B, D]. With rows, int64 [R], all that follows
+    the attention is computed for those: [R, D].
+    """
 
     def __init__(self, config: BertConfig, index: int):
         super().__init__()
@@ -222,7 +226,7 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = DropoutAddLayerNorm(config, site=3 * index + 3)
         self.attention_p, self.attention_site = config.attention_probs_dropout_prob, 3 * index + 1
 
-    def forward(self, x_TD: torch.Tensor, pack: Pack, cls_only: bool = False) -> torch.Tensor:
+    def forward(self, x_TD: torch.Tensor, pack: Pack, cls_only: bool = False, rows: torch.Tensor | None = None) -> torch.Tensor:
         dropout = pack.dropout(self.attention_p, self.attention_site)
         if cls_only:
             cls = pack.cu_seqlens[:-1].long()
@@ -231,6 +235,8 @@ class EncoderLayer(nn.Module):
             x_TD, pack = x_TD[cls], pack.cls_rows()
         else:
             heads_TD = varlen_attention(self.qkv(x_TD), pack.cu_seqlens, pack.max_seqlen, dropout)
+        if rows is not None:
+            heads_TD, x_TD, pack = heads_TD.index_select(0, rows), x_TD.index_select(0, rows), pack.rows(rows)
         x_TD = self.attention_norm(self.attention_out(heads_TD), x_TD, pack)
         return self.ffn_norm(self.ffn_down(self.gelu(self.ffn_up(x_TD))), x_TD, pack)
 

@@ -19,7 +19,7 @@ from bertfast_kernels import bias_gelu
 if TYPE_CHECKING:
     from transformers import BertConfig
 
-# T tokens, B sequences, M masked tokens, D hidden, V vocabulary
+# T tokens, B sequences, M masked tokens, R rows of the last layer, D hidden, V vocabulary
 
 
 @dataclass
@@ -44,7 +44,10 @@ class MaskedBatch(PackedBatch):
 
 class BertPretrainer(nn.Module):
     """`model(batch)` takes a MaskedBatch and gives the logits of its masked tokens [M, V] and the next-sentence logits [B, 2], in which class
-    0 is the sentence that follows and 1 a random one (None without `next_sentence`). The decoder's matrix is the word embeddings."""
+    0 is the sentence that follows and 1 a random one (None without `next_sentence`). The decoder's matrix is the word embeddings.
+
+    What follows the last layer's attention is computed for the rows alone that are looked at: those of masked tokens and of [CLS].
+    """
 
     def __init__(self, config: BertConfig, next_sentence: bool = True):
         super().__init__()
@@ -64,12 +67,15 @@ class BertPretrainer(nn.Module):
     def forward(self, batch: MaskedBatch, bits: RandomBits | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         pack = pack_of(batch, bits, self.training)
         x_TD = self.embeddings(batch, pack).to(self.compute_dtype)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x_TD = layer(x_TD, pack)
-        logits_MV = self.embeddings(None, None, self.predictions(x_TD[batch.masked_rows]))
+        n_masked = len(batch.masked_rows)
+        rows = torch.cat((batch.masked_rows, batch.cu_seqlens[:-1].long()))  # [CLS] always: a batch of fillers has nothing masked
+        x_RD = self.layers[-1](x_TD, pack, rows=rows)
+        logits_MV = self.embeddings(None, None, self.predictions(x_RD[:n_masked]))
         if not self.next_sentence:
             return logits_MV, None
-        return logits_MV, self.seq_relationship(torch.tanh(self.pooler(x_TD[batch.cu_seqlens[:-1].long()])))
+        return logits_MV, self.seq_relationship(torch.tanh(self.pooler(x_RD[n_masked:])))
 
     @classmethod
     def from_pretrained(

@@ -149,3 +149,25 @@ def test_an_encoder_without_heads_gets_new_ones(tmp_path):
         "seq_relationship.weight",
         "seq_relationship.bias",
     }
+
+
+@pytest.mark.parametrize("next_sentence", [True, False], ids=["mlm-and-nsp", "mlm"])
+def test_the_last_layer_computes_the_rows_that_are_looked_at(next_sentence):
+    model, batch, rows = BertPretrainer(bert_config(), next_sentence), masked(a_packed_batch()), []
+    for layer in model.layers:
+        layer.ffn_norm.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
+    model(batch)
+    assert rows == [batch.num_tokens] * (len(rows) - 1) + [len(batch.masked_rows) + batch.num_sequences]
+
+
+def test_a_batch_of_fillers_alone():
+    """Some rank's micro-batch may hold no example: nothing is masked, and the gradients of every parameter are 0."""
+    batch = a_packed_batch(n=2)
+    batch.example_ids[:] = -1
+    batch.labels[:] = -100
+    batch = masked(batch)
+    model = BertPretrainer(bert_config()).train()
+    loss = our_loss(model, batch, 1, 1)
+    loss.backward()
+    assert len(batch.masked_rows) == 0 and loss.item() == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())

@@ -25,7 +25,7 @@ lint: .venv/installed
 	rm -f $@
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --constraint constraints.txt pip setuptools wheel
-	.venv/bin/python -m pip install --constraint constraints.txt --build-constraint constraints.txt --editable '.[test,bench,export]'
+	.venv/bin/python -m pip install --constraint constraints.txt --build-constraint constraints.txt --editable '.[test,bench,export,sweep]'
 	touch $@
 
 # Other people's programs that read a bundle, for tests/test_export_clients.py: Node's, and Optimum with the older transformers that it asks for.

@@ -24,6 +24,7 @@ PACKAGES = [
 TEST = ["hypothesis", "pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy"]
 BENCH = ["matplotlib", "pytest-benchmark"]
 MONITOR = ["tensorboard", "wandb"]
+SWEEP = ["matplotlib", "optuna"]
 EXPORT = ["onnx", "onnxruntime"]  # not of every install: beside onnxruntime-gpu, which has the same import name, neither works
 
 setup(
@@ -53,7 +54,7 @@ setup(
         "transformers>=5.10.1",  # older ones trip over any folder called kernels
         'triton>=3.6; sys_platform == "linux"',  # torch's CPU build brings none
     ],
-    extras_require={"test": TEST, "bench": BENCH, "monitor": MONITOR, "export": EXPORT},
+    extras_require={"test": TEST, "bench": BENCH, "monitor": MONITOR, "export": EXPORT, "sweep": SWEEP},
     entry_points={"console_scripts": ["bertfast = bertfast.cli:main"]},
     classifiers=["Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.12"],
 )

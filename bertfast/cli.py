@@ -1,4 +1,4 @@
-"""The command line: `bertfast train | eval | predict | validate | compile | export | verify | pretrain | convert`; `launch` is what `deepspeed launch.py` starts on every rank.
+"""The command line: `bertfast train | eval | predict | validate | compile | export | verify | pretrain | sweep | convert`; `launch` is what `deepspeed launch.py` starts on every rank.
 
 What is heavy is imported by the command that needs it, once its config is known to be good: a bad flag or key is answered at once.
 """
@@ -182,6 +182,21 @@ def _compile(arguments: Namespace) -> int:
     return 0 if all(kernel.fits for kernel in kernels) else 2
 
 
+def _sweep(arguments: Namespace) -> int:
+    config = _load(arguments)
+    check_monitors(config.deepspeed)
+    from bertfast.search import read_space
+    from bertfast.sweep import Search, Sweep
+    from bertfast.sweep_report import print_results
+    from bertfast.trials import places_of, train_command
+
+    space = read_space(arguments.space, config)
+    search = Search(space, arguments.seeds, arguments.trials, arguments.retry_failed, arguments.keep_models)
+    sweep = Sweep(config, search, places_of(arguments.device, arguments.jobs), train_command(arguments.device), _tell_progress)
+    print_results(sweep.folder, sweep.run())
+    return 0
+
+
 def _convert(arguments: Namespace) -> int:
     from bertfast.convert import convert
 
@@ -199,6 +214,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "export": _export,
     "verify": _verify,
     "pretrain": _pretrain,
+    "sweep": _sweep,
     "convert": _convert,
 }
 

@@ -145,9 +145,9 @@ class Config:
         self.bertfast = bertfast
         self.path = path
 
-    def to_dict(self) -> dict[str, Any]:
-        """The whole config as plain JSON data."""
-        return {**self.deepspeed, "bertfast": self.bertfast.model_dump(mode="json", exclude_none=True)}
+    def to_dict(self, defaults: bool = True) -> dict[str, Any]:
+        """The whole config as plain JSON data, or what was given alone, without the defaults of the rest."""
+        return {**self.deepspeed, "bertfast": self.bertfast.model_dump(mode="json", exclude_none=True, exclude_unset=not defaults)}
 
 
 def find_config(name: str | Path) -> Path:
@@ -167,8 +167,10 @@ def find_config(name: str | Path) -> Path:
     raise ConfigError(f"--config {name}: no such file{hint}")
 
 
-def load_config(path: str | Path | dict, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Path | dict, overrides: list[str] | None = None, flag: str = "--set") -> Config:
     """Read a config file (JSON or YAML) or dictionary, apply `key.path=value` overrides, and check every key.
+
+    flag: where the overrides come from, for the errors.
 
     Raises:
         ConfigError: naming the file, the key and the value, and the nearest known key for an unknown one.
@@ -177,18 +179,18 @@ def load_config(path: str | Path | dict, overrides: list[str] | None = None) -> 
         raw, name, file = json.loads(json.dumps(path)), "config", None
     else:
         file = find_config(path)
-        raw, name = _read(file), str(file)
+        raw, name = read_json_or_yaml(file), str(file)
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: the top level must be an object with DeepSpeed's keys and a 'bertfast' block, not {type(raw).__name__}")
     overrides = overrides or []
     for override in overrides:
-        _override(raw, override)
+        _override(raw, override, flag)
 
     def source(dotted: str) -> str:
         """Where the value at this key came from: the last override that set it, or else the file."""
         keys = [override.partition("=")[0].strip() for override in overrides]
         setting = [text for key, text in zip(keys, overrides, strict=True) if f"{dotted}.".startswith(f"{key}.")]
-        return f"--set {setting[-1]}" if setting else name
+        return f"{flag} {setting[-1]}" if setting else name
 
     block = raw.pop("bertfast", None)
     _check_deepspeed(source, raw)
@@ -252,7 +254,12 @@ def _at(raw: dict[str, Any], place: str) -> Any:
     return node
 
 
-def _read(file: Path) -> Any:
+def read_json_or_yaml(file: Path) -> Any:
+    """What a .yaml, .yml or .json file holds.
+
+    Raises:
+        ConfigError: it cannot be read, naming file, line and column.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -309,10 +316,10 @@ def _no_constant(file: Path, name: str) -> Any:
     raise ConfigError(f"{file}: {name} is not a value that JSON knows; write a finite number")
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _override(raw: dict[str, Any], override: str, flag: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {override}: write it as key.path=value, for example bertfast.train_input.batch_size=64")
+        raise ConfigError(f"{flag} {override}: write it as key.path=value, for example bertfast.train_input.batch_size=64")
     try:
         value = yaml.load(text, Loader=_Loader) if text else ""
     except yaml.YAMLError:
@@ -322,7 +329,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for depth, parent in enumerate(parents):
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, not a block")
+            raise ConfigError(f"{flag} {override}: {'.'.join(parents[: depth + 1])} is a value, not a block")
     node[last] = value
 
 

@@ -22,13 +22,15 @@ COMMANDS = {
     "validate": "check config, data, tokenizer and weights, run one step, and estimate memory",
     "compile": "compile the GPU kernels that a config needs, with no GPU needed, and check that each fits",
     "pretrain": "pre-train further on plain text or a task's own (masked words, next sentences)",
+    "sweep": "search settings and seeds (left out: the BERT paper's grid), a `train` each; a sweep that was stopped goes on",
     "convert": "convert a BERT checkpoint between transformers' format and TensorFlow's",
 }
 EXPORT_COMMANDS = {
     "export": "turn a fine-tuned classifier into a folder of ONNX files that a judge has passed",
     "verify": "judge an exported folder anew: its files, its logits, its answers",
 }
-_WITH_CONFIG = ("train", "eval", "predict", "validate", "compile", "pretrain")
+_LAUNCHED = ("train", "eval", "predict", "validate", "compile", "pretrain")  # what the deepspeed launcher may start
+_WITH_CONFIG = (*_LAUNCHED, "sweep")
 _TRAINING = ("train", "validate")
 MODES = ("train", "eval", "train_and_eval", "predict", "pretrain")
 DEVICES = ("cpu", "gpu")
@@ -58,6 +60,17 @@ class Flag:
 
 
 _SWITCH = {"action": "store_true"}
+
+
+def _number(metavar: str, default: int | None = None) -> dict[str, Any]:
+    """The options of a flag that takes a whole number from 1 on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+        return int(text)
+
+    return {"type": number, "metavar": metavar, "default": default}
 
 
 def _trunc_medium(tokens: int) -> dict[str, Any]:
@@ -139,6 +152,26 @@ RECIPE_FLAGS = (
         metavar="N",
     ),
     Flag(("--do_whole_word_mask",), "mask whole words", ("pretrain",), _SWITCH, "bertfast.pretrain.whole_word_mask", True),
+)
+
+SWEEP_FLAGS = (
+    Flag(
+        ("--space",),
+        "what to search: a YAML or JSON file of dotted config keys, each with a list of values or a range {low, high, log} "
+        "(left out: the BERT paper's batch sizes, rates and epochs)",
+        ("sweep",),
+        {"metavar": "FILE"},
+    ),
+    Flag(("--seeds",), "seeds that each setting is tried with, from run.seed on (left out: 3)", ("sweep",), _number("N", 3)),
+    Flag(("--trials",), "settings to try, at random (left out: the whole grid); may be raised later", ("sweep",), _number("N")),
+    Flag(("--jobs",), "trials at the same time (left out: one for each GPU, or 1 on a CPU)", ("sweep",), _number("N")),
+    Flag(("--retry_failed",), "try again what failed before", ("sweep",), _SWITCH),
+    Flag(
+        ("--keep_models",),
+        "whose models to keep (left out: that of the best trial)",
+        ("sweep",),
+        {"choices": ["best", "all"], "default": "best"},
+    ),
 )
 
 FLAGS = (
@@ -235,6 +268,7 @@ FLAGS = (
         options={"choices": ["glue", "jsonl"]},
     ),
     *RECIPE_FLAGS,
+    *SWEEP_FLAGS,
     Flag(
         ("IN",), "the checkpoint's folder: transformers', Google's (bert_model.ckpt.*), or an old pytorch_model.bin", commands=("convert",)
     ),
@@ -355,7 +389,7 @@ def parse_launch(argv: Sequence[str]) -> argparse.Namespace:
     what = "what to do (left out: train, which evaluates too where the config has an eval_input)"
     parser.take(
         Flag(("--mode",), what, options={"choices": MODES, "default": "train"}),
-        *(flag for flag in FLAGS if not flag.is_positional and set(flag.commands) & set(_WITH_CONFIG)),
+        *(flag for flag in FLAGS if not flag.is_positional and set(flag.commands) & set(_LAUNCHED)),
     )
     parser.set_defaults(parser=parser)
     device, rest = _take_device(argv)
@@ -390,7 +424,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 def starts_from_checkpoint(arguments: argparse.Namespace) -> bool:
     """Whether --checkpoint_path means the weights to start from, and not a run to continue or a model to judge."""
-    return arguments.command in ("train", "train_and_eval", "validate", "compile", "pretrain") and not arguments.resume
+    return arguments.command in ("train", "train_and_eval", "validate", "compile", "pretrain", "sweep") and not arguments.resume
 
 
 def _take_device(argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -279,6 +279,7 @@ class Trainer:
         seconds = max(state.seconds, 1e-9)
         return {
             "task": self.task.name,
+            "main_metric": self.task.main_metric,
             "metrics": state.metrics or {},
             "training": {
                 "steps": state.step,

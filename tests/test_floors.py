@@ -41,9 +41,9 @@ FLOORS = [
         "progress",
         "profiling",
     },
-    {"engine", "steps", "inputs", "convert", "pretraining_data"},
+    {"engine", "steps", "inputs", "convert", "pretraining_data", "search", "trials", "sweep_report"},
     {"batches", "keeping", "loading"},
-    {"trainer", "pretraining", "validate", "preflight", "flags", "compilation"},
+    {"trainer", "pretraining", "validate", "preflight", "flags", "compilation", "sweep"},
     {"cli", "demo", "__main__"},
 ]
 KNOWS_DEEPSPEED = {"engine"}

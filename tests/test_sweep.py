@@ -1,0 +1,327 @@
+"""bertfast sweep: what is searched, how trials are run, stopped and taken up again, and what is told of them. Most trials are trained by a stub."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import environment, write_task
+
+from bertfast import cli
+from bertfast.config import load_config
+from bertfast.errors import BertfastError, ConfigError
+from bertfast.search import BERT_GRID, Range, Space, draw_settings, read_space
+from bertfast.sweep import Search, Sweep
+from bertfast.sweep_report import summarise
+
+# Trains nothing: the score is 1000 x rate + seed / 1e5. It notes each of its starts, and may be slow, fail, or write "checkpoints" at SIGTERM.
+STUB = """
+import json, pathlib, signal, sys, time
+file = pathlib.Path(sys.argv[1])
+config, folder = json.loads(file.read_text()), file.parent
+rate, run = config["optimizer"]["params"]["lr"], config["bertfast"]["run"]
+assert run["model_dir"] == str(folder)
+def leave(*_):
+    (folder / "checkpoints").mkdir()
+    sys.exit("bertfast: error: stopped by SIGTERM")
+signal.signal(signal.SIGTERM, leave)
+resumed = (folder / "checkpoints").is_dir()
+with open(folder.parent.parent / "starts", "a") as starts:
+    starts.write(f"{folder.name}{' resumed' if resumed else ''}\\n")
+if rate == 9e-5 and not (folder.parent.parent / "mended").exists():
+    print("Traceback:")
+    sys.exit("bertfast: error: the loss is not finite")
+while (folder.parent.parent / "slow").exists() and not resumed:
+    time.sleep(0.02)
+(folder / "model").mkdir(exist_ok=True)
+score = 1000 * rate + run["seed"] / 1e5
+results = {"main_metric": "f1", "metrics": {"dev": {"accuracy": 0, "f1": score}, "dev2": {"f1": 7}}, "training": {"train_seconds": 2.0}}
+(folder / "results.json").write_text(json.dumps(results))
+"""
+SPACE = {"optimizer.params.lr": [2e-5, 3e-5], "bertfast.run.epochs": [2, 3]}
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A config whose sweep lies in tmp_path/sweep."""
+    source = {"data_file": "none.tsv"}
+    run = {"seed": 5, "model_dir": str(tmp_path / "sweep")}
+    block = {"task": "sst2", "model": {"checkpoint": "none"}, "train_input": source, "eval_input": source, "run": run}
+    (tmp_path / "stub.py").write_text(STUB)
+    (tmp_path / "sweep").mkdir()
+    return {"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}, "bertfast": {**block, "export": {}}}
+
+
+def sweep_of(tmp_path, base, keys=SPACE, jobs=1, said=None, **search):
+    command = lambda file: [sys.executable, str(tmp_path / "stub.py"), str(file)]  # noqa: E731
+    say = (lambda line: None) if said is None else said.append
+    return Sweep(load_config(base), Search(Space("space.yaml", keys), **{"seeds": 2, **search}), [None] * jobs, command, say)
+
+
+def starts(tmp_path):
+    return (tmp_path / "sweep" / "starts").read_text().splitlines()
+
+
+def test_the_default_is_the_papers_grid(base):
+    settings = draw_settings(read_space(None, load_config(base)), None, 0)
+    wanted = {(size, rate, epochs) for size in (16, 32) for rate in (5e-5, 3e-5, 2e-5) for epochs in (2, 3, 4)}
+    assert len(settings) == 18 and {tuple(setting[key] for key in BERT_GRID) for setting in settings} == wanted
+    base["bertfast"]["train_input"] |= {"planner": "tokens", "tokens_per_batch": 512}
+    assert len(draw_settings(read_space(None, load_config(base)), None, 0)) == 9
+
+
+def test_draws():
+    space = Space("s", {"a": Range(1e-5, 1e-3, log=True), "b": Range(2, 4), "c": [True, [1, 2], "x", None, 0.5]})
+    draws = draw_settings(space, 300, seed=1)
+    assert draws[:20] == draw_settings(space, 20, seed=1) != draw_settings(space, 20, seed=2)
+    values = np.array([draw["a"] for draw in draws])
+    assert values.min() >= 1e-5 and values.max() <= 1e-3 and 0.4 < (values < 1e-4).mean() < 0.6
+    assert {draw["b"] for draw in draws} == {2, 3, 4} and all(isinstance(draw["b"], int) for draw in draws)
+    assert {json.dumps(draw["c"]) for draw in draws} == {"true", "[1, 2]", '"x"', "null", "0.5"}
+
+
+def test_some_of_a_grid_are_different_points_of_it():
+    space = Space("s", {"a": [1, 2, 3], "b": ["x", "y"]})
+    assert len({tuple(setting.values()) for setting in draw_settings(space, 5, seed=0)}) == 5
+    assert draw_settings(space, 3, seed=0) == draw_settings(space, 5, seed=0)[:3]
+
+
+def test_every_setting_and_seed_is_trained_once(tmp_path, base):
+    results = sweep_of(tmp_path, base, jobs=2).run()
+    assert sorted(starts(tmp_path)) == [f"{number:03d}-seed-{seed}" for number in range(4) for seed in (5, 6)]
+    assert results == json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert {tuple(facts["values"].values()) for facts in results["settings"]} == {(lr, n) for lr in (2e-5, 3e-5) for n in (2, 3)}
+    for facts in results["settings"]:
+        scores = [1000 * facts["values"]["optimizer.params.lr"] + seed / 1e5 for seed in (5, 6)]
+        assert list(facts["scores"].values()) == pytest.approx(scores, abs=1e-12)
+        assert facts["mean"] == pytest.approx(np.mean(scores)) and facts["std"] == pytest.approx(np.std(scores, ddof=1))
+        assert [facts["min"], facts["max"]] == pytest.approx(scores) and facts["train_seconds"] == 2.0
+    assert results["best"] == results["settings"][0] and results["best"]["values"]["optimizer.params.lr"] == 3e-5
+    trial = json.loads((tmp_path / "sweep" / "trials" / "000-seed-5" / "config.json").read_text())
+    assert "export" not in trial["bertfast"] and trial["bertfast"]["run"]["threads"] >= 1
+
+
+def test_what_is_left_to_read(tmp_path, base):
+    results = sweep_of(tmp_path, base).run()
+    folder, best = tmp_path / "sweep", results["best"]["values"]
+    config = load_config(folder / "best.json")
+    assert config.deepspeed["optimizer"]["params"]["lr"] == best["optimizer.params.lr"] and config.bertfast.export is not None
+    assert config.bertfast.run.epochs == best["bertfast.run.epochs"] and config.bertfast.run.model_dir == str(folder / "best")
+    assert config.bertfast.run.seed == 5
+    lines = (folder / "sweep.md").read_text().splitlines()
+    assert lines[2] == "| lr | epochs | mean | std | min | max | seeds | seconds |" and lines[4].startswith("| 3e-05 |")
+    assert any(line.startswith("- best by its mean over 2 seeds: lr 3e-05") for line in lines)
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.parent.name for path in folder.glob("trials/*/model")] == [f"{results['best']['setting']:03d}-seed-6"]
+
+
+def test_all_models_may_be_kept(tmp_path, base):
+    sweep_of(tmp_path, base, keep_models="all", seeds=1).run()
+    assert len(list((tmp_path / "sweep").glob("trials/*/model"))) == 4
+
+
+def test_a_finished_sweep_does_nothing_again_and_more_seeds_are_added(tmp_path, base):
+    first = sweep_of(tmp_path, base, seeds=1, trials=2).run()
+    assert sweep_of(tmp_path, base, seeds=1, trials=2).run() == first and len(starts(tmp_path)) == 2
+    again = sweep_of(tmp_path, base, seeds=2, trials=3).run()
+    assert len(starts(tmp_path)) == 6 and len({tuple(facts["values"].values()) for facts in again["settings"]}) == 3
+    assert all(len(facts["scores"]) == 2 for facts in again["settings"])
+
+
+def test_a_failing_trial_is_noted_and_the_others_go_on(tmp_path, base):
+    keys, said = {"optimizer.params.lr": [9e-5, 2e-5]}, []
+    results = sweep_of(tmp_path, base, keys, said=said).run()
+    failed = [trial for trial in results["trials"] if trial["state"] == "failed"]
+    assert results["counts"] == {"complete": 2, "failed": 2, "running": 0, "waiting": 0}
+    assert {trial["error"] for trial in failed} == {"the loss is not finite"} and {trial["seed"] for trial in failed} == {5, 6}
+    assert results["best"]["values"] == {"optimizer.params.lr": 2e-5}
+    assert (
+        results["settings"][1]["mean"] is None
+        and "failed: lr 9e-05, seed 5: the loss is not finite" in (tmp_path / "sweep" / "sweep.md").read_text()
+    )
+    assert any("lr 9e-05, seed 5: failed: the loss is not finite (see " in line for line in said)
+    sweep_of(tmp_path, base, keys).run()
+    assert len(starts(tmp_path)) == 4
+    (tmp_path / "sweep" / "mended").touch()
+    assert sweep_of(tmp_path, base, keys, retry_failed=True).run()["counts"]["complete"] == 4
+    assert len(starts(tmp_path)) == 6
+
+
+def test_no_trial_succeeds(tmp_path, base):
+    with pytest.raises(BertfastError, match="no trial has succeeded; the first one that failed says: the loss is not finite"):
+        sweep_of(tmp_path, base, {"optimizer.params.lr": [9e-5]}).run()
+
+
+def test_a_lucky_seed_alone_is_not_the_best(tmp_path, base):
+    trials = sweep_of(tmp_path, base)
+    trials.run()
+    some = [trial for trial in trials.trials() if not (trial.values["optimizer.params.lr"] == 3e-5 and trial.seed == 6)]
+    assert summarise(some)["best"]["values"]["optimizer.params.lr"] == 2e-5
+    assert summarise(some)["settings"][0]["std"] is None
+
+
+AS_A_PROCESS = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_sweep import sweep_of
+from bertfast import cli
+cli._COMMANDS["sweep"] = lambda arguments: sweep_of(Path({folder!r}), json.loads(Path({folder!r}, "base.json").read_text()), jobs=2).run() and 0
+sys.exit(cli.main(["sweep", "--config", "none"]))
+"""
+
+
+def started(tmp_path, base):
+    """A sweep in a process of its own, once two of its trials are at work."""
+    (tmp_path / "base.json").write_text(json.dumps(base))
+    (tmp_path / "sweep" / "slow").touch()
+    code = AS_A_PROCESS.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment(), stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not (tmp_path / "sweep" / "starts").is_file() or len(starts(tmp_path)) < 2:
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(
+    "number, code, words",
+    [
+        pytest.param(signal.SIGTERM, 143, "stopped by SIGTERM", id="terminated"),
+        pytest.param(signal.SIGINT, 130, "interrupted", id="interrupted"),
+        pytest.param(signal.SIGKILL, -9, "", id="killed"),
+    ],
+)
+def test_a_sweep_that_was_stopped_goes_on(tmp_path, base, number, code, words):
+    process = started(tmp_path, base)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == code and words in told
+    before = starts(tmp_path)
+    assert before == ["000-seed-5", "001-seed-5"] or before == ["001-seed-5", "000-seed-5"]
+    # The two that were cut short have their checkpoints, with which they go on; nothing else is done twice.
+    (tmp_path / "sweep" / "slow").unlink()
+    results = sweep_of(tmp_path, base).run()
+    assert sorted(starts(tmp_path)[2:4]) == ["000-seed-5 resumed", "001-seed-5 resumed"]
+    assert len(starts(tmp_path)) == 2 + 8 and results["counts"] == {"complete": 8, "failed": 0, "running": 0, "waiting": 0}
+
+
+def test_what_a_kill_leaves_of_the_journal_is_mended(tmp_path, base):
+    sweep_of(tmp_path, base, seeds=1).run()
+    journal = tmp_path / "sweep" / "sweep.journal"
+    with open(journal, "a") as file:
+        file.write('{"op_code": 4, "wor')
+    (tmp_path / "sweep" / "sweep.journal.lock").symlink_to(journal)
+    assert sweep_of(tmp_path, base, seeds=2).run()["counts"]["complete"] == 8
+
+
+def test_a_trial_that_had_finished_unnoted_is_not_trained_again(tmp_path, base):
+    sweep = sweep_of(tmp_path, base, seeds=1)
+    sweep._study = sweep._open_study()
+    sweep._enqueue()
+    trial = sweep._study.ask()
+    folder = tmp_path / "sweep" / "trials" / f"{trial.user_attrs['setting']:03d}-seed-5"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text('{"main_metric": "f1", "metrics": {"dev": {"f1": 0.75}}, "training": {"train_seconds": 1}}')
+    results = sweep_of(tmp_path, base, seeds=1).run()
+    assert results["best"]["mean"] == 0.75 and results["counts"]["complete"] == 4
+    assert len(starts(tmp_path)) == 3 and folder.name not in starts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda base, keys: keys["optimizer.params.lr"].append(4e-5), id="space"),
+        pytest.param(lambda base, keys: base["bertfast"]["run"].update(warmup_ratio=0.2), id="config"),
+    ],
+)
+def test_another_sweep_in_the_same_folder_is_refused(tmp_path, base, change):
+    keys = {"optimizer.params.lr": [2e-5]}
+    sweep_of(tmp_path, base, keys).run()
+    change(base, keys)
+    with pytest.raises(ConfigError, match="sweep: holds a sweep in which the (space|config) was another; give another --model_dir"):
+        sweep_of(tmp_path, base, keys).run()
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        pytest.param(
+            "bertfast.run.epoch: [2]", ["space.yaml:", "unknown key 'epoch' in bertfast.run", "did you mean 'epochs'"], id="unknown"
+        ),
+        pytest.param(
+            "optimizer.params.learning_rate: [2]", ["space.yaml:", "'learning_rate' in optimizer.params"], id="unknown-to-deepspeed"
+        ),
+        pytest.param("bertfast.run.epochs: [2, -1]", ["space.yaml: bertfast.run.epochs=-1", "greater than 0"], id="value"),
+        pytest.param("bertfast.run.epochs: 3", ["space.yaml: bertfast.run.epochs = 3", "list of values"], id="no-list"),
+        pytest.param("bertfast.run.epochs: []", ["list of values"], id="empty-list"),
+        pytest.param("bertfast.run.epochs: [2, 2.0]", ["stands there twice"], id="twice"),
+        pytest.param("[1, 2]", ["space.yaml: must hold config keys"], id="no-mapping"),
+        pytest.param("bertfast.run.seed: [1, 2]", ["bertfast.run.seed cannot be searched", "--seeds"], id="seeds"),
+        pytest.param("bertfast.task: [sst2, cola]", ["bertfast.task cannot be searched"], id="tasks"),
+        pytest.param("bertfast.run.epochs: {low: 2, high: 4}", ["--trials"], id="a-range-without-a-number"),
+        pytest.param("bertfast.run.epochs: {low: 4, high: 2}", ["low being less than high"], id="a-range-backwards"),
+        pytest.param("optimizer.params.lr: {low: 0.0, high: 1.0, log: true}", ["low is above 0"], id="a-log-of-0"),
+        pytest.param("bertfast.run.epochs: {lo: 2, high: 4}", ["no 'lo'", "did you mean 'low'"], id="a-range-misspelt"),
+        pytest.param("bertfast.train_input.batch_size: [16]", ["train_batch_size = 24 contradicts"], id="a-contradiction"),
+    ],
+)
+def test_a_space_that_cannot_be_searched(tmp_path, base, text, words):
+    (tmp_path / "space.yaml").write_text(text)
+    config = load_config({**base, "train_batch_size": 24})
+    with pytest.raises(ConfigError) as caught:
+        Sweep(config, Search(read_space(str(tmp_path / "space.yaml"), config)), [None], list, str)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_rate_that_the_scheduler_would_replace(base):
+    scheduler = {"type": "WarmupDecayLR", "params": {"warmup_max_lr": 3e-5, "total_num_steps": "auto"}}
+    config = load_config({**base, "scheduler": scheduler})
+    with pytest.raises(ConfigError, match="warmup_max_lr = 3e-05 is the rate of every trial"):
+        Sweep(config, Search(read_space(None, config)), [None], list, str)
+
+
+def test_more_settings_than_there_are(tmp_path, base):
+    with pytest.raises(ConfigError, match=r"--trials 5: space.yaml has no more than 4 settings"):
+        sweep_of(tmp_path, base, trials=5)
+
+
+@pytest.mark.parametrize("missing", ["optuna", "matplotlib"])
+def test_a_missing_library_is_named(tmp_path, base, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(BertfastError, match=rf"needs {missing}, which is not installed: pip install 'bertfast\[sweep\]'"):
+        sweep_of(tmp_path, base)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        pytest.param(["--seeds", "0"], "'0' is no whole number from 1 on", id="no-seeds"),
+        pytest.param(["--space", "nowhere.yaml"], "nowhere.yaml: cannot be read", id="no-space"),
+    ],
+)
+def test_flags(tmp_path, base, capsys, words, message):
+    (tmp_path / "c.json").write_text(json.dumps(base))
+    assert cli.main(["sweep", "--config", str(tmp_path / "c.json"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_trains(tmp_path):
+    config = write_task(tmp_path)
+    config["bertfast"]["run"] |= {"max_steps": 4, "save_steps": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "space.yaml").write_text("bertfast.optimization.schedule: [linear, constant]\n")
+    command = [sys.executable, "-m", "bertfast", "sweep", "CPU", "--config", "config.json", "--space", "space.yaml", "--seeds", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "best by its mean over 1 seed: schedule" in done.stdout and "2 settings of space.yaml x 1 seed: 2 trials" in done.stderr
+    results = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    for trial in results["trials"]:
+        own = json.loads((tmp_path / trial["folder"] / "results.json").read_text())
+        assert own["training"]["steps"] == 4 and trial["score"] == own["metrics"]["dev"]["accuracy"]
+        assert not (tmp_path / trial["folder"] / "checkpoints").exists()
+    assert load_config(tmp_path / "run" / "best.json").bertfast.run.max_steps == 4

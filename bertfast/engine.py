@@ -17,7 +17,7 @@ from bertfast import checkpoint
 from bertfast.config import Config
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
 from bertfast.model import BertClassifier
-from bertfast.optim import ADAMW_KEYS, adamw, freeze, groups_by_depth, parameter_groups, scheduler_of
+from bertfast.optim import ADAMW_KEYS, adamw, scheduler_of, thaw_step, trained_groups
 from bertfast.resolve import BatchSizes, resolve_deepspeed, resolve_precision, resolve_warmup_steps
 from bertfast.schedules import schedule, thawing
 
@@ -129,11 +129,7 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
         model.compute_dtype = torch.bfloat16
     block, optimization = resolved["optimizer"], config.bertfast.optimization
     kind, params = str(block.get("type", "AdamW")).lower(), block["params"]
-    freeze(model, optimization.frozen_layers)
-    if optimization.is_by_layer:
-        groups = groups_by_depth(model, params.get("weight_decay", 0.0), params["lr"], optimization)
-    else:
-        groups = parameter_groups(model, params.get("weight_decay", 0.0))
+    groups = trained_groups(model, params, optimization)
     names = [group.pop("name", None) for group in groups]  # DeepSpeed copies groups by their keys, and knows these not
     depths = [group.pop("depth", 0) for group in groups]
     offloaded = resolved.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
@@ -152,13 +148,8 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
         factor = schedule(optimization.schedule, resolve_warmup_steps(config.bertfast.run, total_steps), total_steps)
         interval = optimization.unfreeze_epochs
         if interval is not None:
-            factor = thawing(
-                factor,
-                [
-                    0 if name == "head" else round((depth + 1) * interval * steps_per_epoch)
-                    for name, depth in zip(names, depths, strict=True)
-                ],
-            )
+            thaws = [thaw_step(name, depth, interval, steps_per_epoch) for name, depth in zip(names, depths, strict=True)]
+            factor = thawing(factor, thaws)
         scheduler = scheduler_of(factor)
     join_ranks(ranks)
     if optimizer is None:

@@ -36,14 +36,15 @@ class Loss:
             )
         weights = class_weights(config, num_labels, labels)
         self._weight_C = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
-        self._is_plain = not (config.label_smoothing or config.class_weights or config.focal_gamma)
+        self._of_labels = not (config.label_smoothing or config.class_weights or config.focal_gamma)
+        self.is_plain = self._of_labels and not config.r_drop
 
     def prepared(self, batch: PackedBatch) -> PackedBatch:
         """The batch itself, or for R-Drop the batch twice, to be met by two draws of dropout."""
         return doubled(batch) if self._config.r_drop else batch
 
     def __call__(self, logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        loss = loss_sum(logits_BC, labels_B) if self._is_plain else self._of_classes(logits_BC.float(), labels_B.long())
+        loss = loss_sum(logits_BC, labels_B) if self._of_labels else self._of_classes(logits_BC.float(), labels_B.long())
         if not self._config.r_drop:
             return loss
         return loss / 2 + self._config.r_drop * _disagreement(logits_BC.float(), labels_B)

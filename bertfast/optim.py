@@ -58,6 +58,24 @@ def groups_by_depth(model: nn.Module, weight_decay: float, rate: float, optimiza
     return groups
 
 
+def trained_groups(model: nn.Module, params: dict[str, Any], optimization: OptimizationConfig) -> list[dict[str, Any]]:
+    """The groups of what a config trains, after freezing the rest; params: of the optimizer, with `lr` and perhaps `weight_decay`.
+
+    Raises:
+        ConfigError: see `freeze` and `groups_by_depth`.
+    """
+    freeze(model, optimization.frozen_layers)
+    decay = params.get("weight_decay", 0.0)
+    if optimization.is_by_layer:
+        return groups_by_depth(model, decay, params["lr"], optimization)
+    return parameter_groups(model, decay)
+
+
+def thaw_step(part: str, depth: int, unfreeze_epochs: float, steps_per_epoch: int) -> int:
+    """The step from which a part of the model is trained, with gradual unfreezing."""
+    return 0 if part == "head" else round((depth + 1) * unfreeze_epochs * steps_per_epoch)
+
+
 def part_of(name: str) -> str:
     """ "head", "layer 3" or "embeddings": which part of the model a parameter belongs to."""
     if match := _LAYER.match(name):

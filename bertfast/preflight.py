@@ -15,21 +15,22 @@ from bertfast.config import Config, InputConfig
 from bertfast.data import EncodedDataset, RawSplit, encode, load_dataset_for, load_split
 from bertfast.engine import model_folder
 from bertfast.errors import CheckpointError, NonFiniteLossError
+from bertfast.losses import Loss
 from bertfast.memory import Precision, activation_bytes, estimate_memory
-from bertfast.model import BertClassifier, loss_sum
+from bertfast.model import BertClassifier
 from bertfast.planning import Plan, plan_examples, plan_tokens
 from bertfast.pretrained import load_tokenizer
 from bertfast.progress import counted
 from bertfast.resolve import BatchSizes, resolve_total_steps
 from bertfast.tasks import Task, get_task
-from bertfast.truncation import num_pieces
+from bertfast.truncation import leaves_no_tail, num_pieces
 from bertfast.validate import INPUTS, Checks, Found
 from bertfast.weights import read_config, resolve_folder
 
 if TYPE_CHECKING:
     from transformers import BertConfig
 
-_STEP_EXAMPLES = 8  # of the first micro-batch: enough to see a loss, few enough for a large model on a CPU
+STEP_EXAMPLES = 8  # of the first micro-batch: enough to see a loss, few enough for a large model on a CPU
 _SAMPLED_STEPS = 64
 _BLOCK_ROWS = 1000
 _SHOWN_CLASSES = 8
@@ -118,6 +119,8 @@ def check_data(
     if data.has_pieces:
         tokens += f", in {num_pieces(lengths, data.max_sequence_length).mean():.2f} pieces of up to {data.max_sequence_length}"
     counts, warning = _describe_labels(data)
+    if leaves_no_tail(truncation, part.max_sequence_length - tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2)):
+        warning += f"{'; ' if warning else ''}truncation.head_tokens = {truncation.head_tokens} leaves no room for any token of the tail"
     return Found(data, f"{data.source}: {counted(len(data), 'row')}; {counts}; {tokens}", warning)
 
 
@@ -178,27 +181,33 @@ def check_plan(config: Config, sizes: BatchSizes, train: EncodedDataset) -> Foun
     )
 
 
-def check_step(model: BertClassifier, plan: Plan, train: EncodedDataset) -> Found:
+def check_step(model: BertClassifier, plan: Plan, train: EncodedDataset, loss_of: Loss) -> Found:
     """One forward and backward pass of a few examples of the first micro-batch, packed, in float32 on the CPU."""
-    indices = plan.micro_batches(0, 0)[0][:_STEP_EXAMPLES]
-    batch = train.batch(indices)
+    indices = plan.micro_batches(0, 0)[0][:STEP_EXAMPLES]
+    batch = loss_of.prepared(train.batch(indices))
     model.train()
-    loss = loss_sum(model(batch), batch.labels) / len(indices)
+    loss = loss_of(model(batch), batch.labels) / len(indices)
+    shown = step_facts(model, loss, ", ".join(train.where(int(index)) for index in indices))
+    chance = f" (guessing: {math.log(model.num_labels):.3f})" if loss_of.is_plain and model.num_labels > 1 else ""
+    return Found(loss.item(), f"{counted(len(indices), 'example')}, {batch.num_tokens} tokens: loss {loss.item():.3f}{chance}, {shown}")
+
+
+def step_facts(model: torch.nn.Module, loss: torch.Tensor, examples: str) -> str:
+    """Take the gradients of a loss, and tell their norm.
+
+    Raises:
+        NonFiniteLossError: naming the examples.
+    """
     loss.backward()
     norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.stack(norms).norm().item()
     model.zero_grad(set_to_none=True)
     if not math.isfinite(loss.item()) or not math.isfinite(norm):
-        where = ", ".join(train.where(int(index)) for index in indices)
-        raise NonFiniteLossError(f"the loss is {loss.item()} and the gradient's norm {norm}; the examples: {where}")
-    chance = "" if model.num_labels == 1 else f" (guessing: {math.log(model.num_labels):.3f})"
-    return Found(
-        loss.item(),
-        f"{counted(len(indices), 'example')}, {batch.num_tokens} tokens: loss {loss.item():.3f}{chance}, gradient norm {norm:.3f}",
-    )
+        raise NonFiniteLossError(f"the loss is {loss.item()} and the gradient's norm {norm}; the examples: {examples}")
+    return f"gradient norm {norm:.3f}"
 
 
-def check_memory(config: Config, precision: Precision, model: BertClassifier, plan: Plan, train: EncodedDataset) -> Found:
+def check_memory(config: Config, precision: Precision, model: torch.nn.Module, plan: Plan, train: EncodedDataset) -> Found:
     zero = config.deepspeed.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     offload = {name: (zero.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")}

@@ -26,7 +26,7 @@ from bertfast.trainer import Trainer
 from bertfast.weights import read_config, resolve_folder
 
 
-class _PretrainingLoader(Loader):
+class PretrainingLoader(Loader):
     """Text in the place of a task's examples, and a model with the pre-training heads."""
 
     def __init__(self, config, ranks):
@@ -70,7 +70,7 @@ class _PretrainingLoader(Loader):
 class Pretrainer(Trainer):
     """Pre-train further as a config's `pretrain` block says; see Trainer. Leaves in run.model_dir what training leaves."""
 
-    loader_class = _PretrainingLoader
+    loader_class = PretrainingLoader
 
     def _loss(self) -> None:
         return None
@@ -82,10 +82,7 @@ class Pretrainer(Trainer):
 
     def _micro_step(self, step: int, micro_step: int, batch: PackedBatch, n_examples: int) -> torch.Tensor:
         logits_MV, nsp_BC = self.engine(batch, self._random_bits(step, micro_step))
-        losses_M = F.cross_entropy(logits_MV.float(), batch.masked_labels, reduction="none")
-        loss = losses_M.sum() / self.n_masked
-        if nsp_BC is not None:
-            loss = loss + _nsp_loss(nsp_BC, batch.labels) / n_examples
+        loss, losses_M = pretraining_loss(logits_MV, nsp_BC, batch, self.n_masked, n_examples)
         owners = torch.searchsorted(batch.cu_seqlens.long(), batch.masked_rows, right=True) - 1
         of_example_B1 = losses_M.detach().new_zeros(batch.num_sequences).index_add(0, owners, losses_M.detach())[:, None]
         self.watch.add(step, loss, of_example_B1, batch.example_ids)
@@ -113,6 +110,15 @@ class Pretrainer(Trainer):
         if self.settings.pretrain.next_sentence:
             metrics |= {"nsp_loss": nsp / max(examples, 1), "nsp_accuracy": told / max(examples, 1)}
         return metrics
+
+
+def pretraining_loss(
+    logits_MV: torch.Tensor, nsp_BC: torch.Tensor | None, batch: MaskedBatch, n_masked: torch.Tensor | int, n_examples: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A micro-batch's share of the loss of a global batch of so many masked tokens and examples; and the loss of each masked token, [M]."""
+    losses_M = F.cross_entropy(logits_MV.float(), batch.masked_labels, reduction="none")
+    loss = losses_M.sum() / n_masked
+    return (loss if nsp_BC is None else loss + _nsp_loss(nsp_BC, batch.labels) / n_examples), losses_M
 
 
 def _nsp_loss(nsp_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from bertfast.blocks import PretrainConfig
 from bertfast.config import InputConfig
 from bertfast.corpus import Corpus, digest_of_files, documents_of_files, documents_of_texts
 from bertfast.data import load_split
 from bertfast.encoded import CACHE_FORMAT, CacheWriter, EncodedDataset, cache_folder, header_of, open_cached
-from bertfast.errors import DataError
+from bertfast.errors import ConfigError, DataError
 from bertfast.masking import Masking
 from bertfast.pretraining_model import MaskedBatch
 from bertfast.tasks import Task, get_task
@@ -26,6 +27,7 @@ from bertfast.tokenizing import TokenBlock, tokenizer_fingerprint
 
 PRETRAINING = Task("pretraining", ("text",), "label", ("next", "random"), metrics=("mlm_loss",), main_metric="mlm_loss")
 _BLOCK_EXAMPLES = 512
+_EXAMPLE_INPUT = '{"task": "ag_news", "data_dir": "..."}'
 
 
 class PretrainingSet:
@@ -58,6 +60,13 @@ def load_pretraining_set(
     Raises:
         ConfigError, DataError: the text cannot be read, or is too little for pairs.
     """
+    special = 3 if pretrain.next_sentence else 2
+    least = special + (2 if pretrain.next_sentence else 1)  # a token of each part
+    if source.max_sequence_length < least:
+        raise ConfigError(
+            f"max_sequence_length = {source.max_sequence_length}, but {special} tokens of a pre-training example are special ones; "
+            f"set it to {least} or more"
+        )
     is_train = split in task.train_splits
     files = pretrain.text_files if is_train else pretrain.eval_text_files
     if pretrain.text_files or files:
@@ -83,14 +92,23 @@ def _texts_of_tasks(task: Task, source: InputConfig, split: str, pretrain: Pretr
     """A hash, the documents and the name of the task's text, and of that of pretrain.inputs."""
     raws = [load_split(task, source, split)]
     for more in pretrain.inputs:
-        other = get_task(more["task"])
-        raws += [
-            load_split(other, InputConfig(**{key: value for key, value in more.items() if key != "task"}), name)
-            for name in other.train_splits
-        ]
+        other, part = _other_input(more)
+        raws += [load_split(other, part, name) for name in other.train_splits]
     columns = [column for raw in raws for column in (raw.text_a, raw.text_b) if column is not None]
     digest = json.dumps([raw.fingerprint for raw in raws])
     return digest, documents_of_texts(text for column in columns for text in column), ", ".join(raw.source for raw in raws)
+
+
+def _other_input(more: dict[str, str]) -> tuple[Task, InputConfig]:
+    """One entry of pretrain.inputs."""
+    if "task" not in more:
+        raise ConfigError(f"bertfast.pretrain.inputs: {json.dumps(more)} names no task; write it as {_EXAMPLE_INPUT}")
+    try:
+        return get_task(more["task"]), InputConfig(**{key: value for key, value in more.items() if key != "task"})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise ConfigError(f"bertfast.pretrain.inputs: {json.dumps(more)}: {key}: {fault['msg']}") from None
 
 
 def _write(

@@ -22,7 +22,7 @@ import numpy as np
 
 from bertfast.blocks import WHOLE_HEAD, TruncationConfig
 from bertfast.errors import ConfigError, DataError
-from bertfast.truncation import Cut, cutter, pieces
+from bertfast.truncation import Cut, check_room, cutter, pieces
 
 BLOCK_EXAMPLES = 512  # a thread's piece of work: the lists of ids of 512 MNLI pairs are 1 MB
 
@@ -50,7 +50,7 @@ def tokenise(
     long; with "hierarchical" an example is all its pieces, each with special tokens of its own and all but the last of full length.
 
     Raises:
-        ConfigError: a truncation that pairs, or a tokenizer without a Rust backend, cannot have.
+        ConfigError: a truncation that pairs, a tokenizer without a Rust backend, or this max_sequence_length cannot have.
         DataError: where max_sequence_length has no room for the special tokens.
     """
     if truncation.is_hierarchical and text_b is not None:
@@ -63,6 +63,7 @@ def tokenise(
     if max_sequence_length < special:
         kind = "a pair" if text_b is not None else "a text"
         raise DataError(f"max_sequence_length is {max_sequence_length}, but the special tokens of {kind} alone are {special}; raise it")
+    check_room(truncation, max_sequence_length - special)
     if tokenizer.is_fast:
         encode = _fast(tokenizer, max_sequence_length, text_b is not None, truncation)
     else:

@@ -29,18 +29,27 @@ def _head_and_tail(ids: Sequence[int], keep: int, head_tokens: int | None) -> Se
     return [*ids[:head], *ids[len(ids) - (keep - head) :]]
 
 
-def pieces(ids: Sequence[int], room: int, truncation: TruncationConfig) -> list[Sequence[int]]:
-    """A text as pieces of `room` tokens, save the last, which is what remains; a text with no token is one empty piece.
+def check_room(truncation: TruncationConfig, room: int) -> None:
+    """Hold a truncation's numbers against the tokens that there is room for beside the special ones.
 
     Raises:
-        ConfigError: the pieces overlap by all that there is room for.
+        ConfigError: the pieces overlap by all of them.
     """
-    stride = room - truncation.overlap
-    if stride < 1:
+    if truncation.is_hierarchical and truncation.overlap >= room:
         raise ConfigError(
             f"bertfast.truncation.overlap = {truncation.overlap}, but a piece has room for {room} tokens beside the special ones; "
             "lower it, or raise max_sequence_length"
         )
+
+
+def leaves_no_tail(truncation: TruncationConfig, room: int) -> bool:
+    """Whether the head of `head_tail` takes all the tokens that there is room for, so that it is the same as `head`."""
+    return truncation.head_tokens is not None and truncation.head_tokens >= room
+
+
+def pieces(ids: Sequence[int], room: int, truncation: TruncationConfig) -> list[Sequence[int]]:
+    """A text as pieces of `room` tokens, save the last, which is what remains; a text with no token is one empty piece."""
+    stride = room - truncation.overlap
     last = max(0, -(-(len(ids) - room) // stride))
     starts = range(0, last * stride + 1, stride)[: truncation.max_pieces]
     return [ids[start : start + room] for start in starts]

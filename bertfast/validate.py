@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from bertfast.config import Config
@@ -67,19 +68,25 @@ def run_checks(load: Callable[[], Config], device: str | None = None, export: Ca
     if config is None:  # nothing else can be checked, and a bad key is answered without the heavy imports
         checks.make("everything else", _check_config, None)
         return checks.rows
+    device = device or _device()
     precision = checks.make("precision", lambda: _check_precision(config, device))
     sizes = checks.make("batch size", lambda: _check_batch(config))
 
-    from bertfast import preflight
+    from bertfast import preflight, recipe_checks
 
     checkpoint = checks.make("checkpoint", preflight.check_checkpoint, config)
     checks.make("sequence length", preflight.check_positions, config, checkpoint)
     tokenizer = checks.make("tokenizer", preflight.check_tokenizer, config, checkpoint)
+    if config.bertfast.pretrain is not None:
+        recipe_checks.check_pretraining(checks, config, device, precision, sizes, checkpoint, tokenizer)
+        return checks.rows
     train, task = preflight.check_inputs(checks, config, tokenizer, checkpoint)
     model = checks.make("weights", preflight.check_weights, config, checkpoint, task)
     if config.bertfast.train_input is not None:
+        loss = checks.make("loss", recipe_checks.check_loss, config, task, train)
         plan = checks.make("packing", preflight.check_plan, config, sizes, train)
-        checks.make("one step", preflight.check_step, model, plan, train)
+        checks.make("optimizer", partial(recipe_checks.check_optimizer, config, device), precision, sizes, plan, model)
+        checks.make("one step", preflight.check_step, model, plan, train, loss)
         checks.make("memory per rank", preflight.check_memory, config, precision, model, plan, train)
     if config.bertfast.export is not None and export is not None:
         checks.make("export", export, config, checkpoint)
@@ -107,19 +114,29 @@ def print_checks(checks: list[Check]) -> None:
 def _check_config(config: Config) -> Found:
     task, block = get_task(config.bertfast.task), config.bertfast
     inputs = [name for name in INPUTS if getattr(block, name) is not None]
+    if block.pretrain is not None and block.train_input is None:
+        raise ConfigError(
+            "there is no bertfast.train_input; it says how long the examples of the pre-training are, and how they are packed"
+        )
     if not inputs:
         raise ConfigError(f"{config.path or 'config'}: there is neither a bertfast.train_input nor an eval_input, so there is no data")
     if block.train_input is not None and not task.train_splits:
         raise ConfigError(f"bertfast.train_input: task {task.name} has no training data; it is for eval and predict, by a model of mnli")
+    if block.pretrain is not None and block.train_input is None:
+        raise ConfigError(
+            "there is no bertfast.train_input; it says how long the examples of the pre-training are, and how they are packed"
+        )
     check_monitors(config.deepspeed)
     return Found(config, f"{config.path or 'a dictionary'}: task {task.name}, {' and '.join(inputs)}")
 
 
-def _check_precision(config: Config, device: str | None) -> Found:
-    if device is None:
-        import torch
+def _device() -> str:
+    import torch
 
-        device = "gpu" if torch.cuda.is_available() else "cpu"
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def _check_precision(config: Config, device: str) -> Found:
     precision = resolve_precision(config.deepspeed, "cpu" if device == "cpu" else "cuda")
     return Found(precision, f"{precision} on {'a CPU' if device == 'cpu' else 'a GPU'}")
 

@@ -43,7 +43,7 @@ FLOORS = [
     },
     {"engine", "steps", "inputs", "convert", "pretraining_data", "search", "trials", "sweep_report"},
     {"batches", "keeping", "loading"},
-    {"trainer", "pretraining", "validate", "preflight", "flags", "compilation", "sweep"},
+    {"trainer", "pretraining", "validate", "preflight", "recipe_checks", "flags", "compilation", "sweep"},
     {"cli", "demo", "__main__"},
 ]
 KNOWS_DEEPSPEED = {"engine"}

@@ -66,7 +66,9 @@ def test_everything_is_fine(place):
         "train_input: train": ["train.tsv: 4 rows", "negative 2, positive 2", "mean 5.0", "longest 6", "25.00% cut at 6"],
         "eval_input: dev": ["3 rows", "negative 2, positive 1", "0.00% cut at 16"],
         "weights": ["made anew: classifier.weight, classifier.bias", "parameters"],
+        "loss": ["cross entropy"],
         "packing": ["2 steps an epoch, 6 in all", "100.0% of each batch is real tokens"],
+        "optimizer": ["AdamW", "rate 3e-05", "weight decay 0.01", "linear schedule, 1 of 6 steps of warm-up"],
         "one step": ["2 examples", "guessing: 0.693"],
         "memory per rank": ["ZeRO stage 1, 1 rank, fp32"],
     }
@@ -287,7 +289,7 @@ def test_the_table_names_every_failed_check(capsys, place):
     checks = run_checks(lambda: load_config(config_of(place, deepspeed={"fp16": {"enabled": True}})), "cpu")
     print_checks(checks)
     shown = capsys.readouterr().out
-    assert "2 of 12 checks failed: precision, train_input: train" in shown
+    assert "2 of 14 checks failed: precision, train_input: train" in shown
     assert "line 6" in shown and "skipped" in shown
 
 
@@ -302,7 +304,7 @@ def test_the_command_exits_0_or_2(place, capsys, monkeypatch, run, argv):
     assert "Nothing failed." in capsys.readouterr().out
     break_label(place)
     assert run([*argv, "--config", "c.json"]) == 2
-    assert "1 of 12 checks failed: eval_input: dev" in capsys.readouterr().out
+    assert "1 of 14 checks failed: eval_input: dev" in capsys.readouterr().out
 
 
 def test_one_rank_checks_for_all(capsys, monkeypatch, tmp_path):

@@ -26,8 +26,9 @@ SUITES = {  # suite: its words with --quick, its words without
     "data": (["--quick"], []),
     "export": (["--quick"], ["--compile"]),
     "scale": (["--quick"], []),
+    "recipes": (["--quick"], []),
 }
-_LEFT_OUT_OF_QUICK = ("scale",)
+_LEFT_OUT_OF_QUICK = ("scale", "recipes")
 
 
 def main(words: Sequence[str] | None = None) -> int:

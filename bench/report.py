@@ -126,6 +126,36 @@ def scale_table(rows: Sequence[Row]) -> list[str]:
     return lines + table(("lengths", "GPUs (simulated)", "efficiency", "parts cut at random"), simulated)
 
 
+def recipes_table(rows: Sequence[Row]) -> list[str]:
+    lines = table(
+        ("pre-training", "contender", "held-out MLM loss", "MLM accuracy", "steps", "seconds"),
+        (
+            (row["case"], row["contender"], f"{row['held_out']['mlm_loss']:.3f}", f"{row['held_out']['mlm_accuracy']:.3f}", row["steps"], row["train_seconds"])
+            for row in of_suite(rows, "recipes", "held_out")
+        ),
+    )  # fmt: skip
+    lines += table(
+        ("fine-tuning", "contender", "accuracy: mean", "standard deviation", "seeds", "seconds", "tokens read"),
+        (
+            (
+                row["case"],
+                row["contender"],
+                f"{row['accuracy']['mean']:.4f}",
+                "" if row["accuracy"]["std"] is None else f"{row['accuracy']['std']:.4f}",
+                len(row["accuracy"]["values"]),
+                row["train_seconds"],
+                f"{row['tokens']:,}" if "tokens" in row else "",
+            )
+            for row in of_suite(rows, "recipes", "accuracy")
+        ),
+    )
+    speed = (
+        (row["case"], row["contender"], row["tokens_per_second"][1], f"{row['peak_bytes'] / 1e9:.2f}", ratios_of(row))
+        for row in of_suite(rows, "recipes", "tokens_per_second")
+    )
+    return lines + table(("speed", "contender", "tokens/s", "peak GB", "against"), speed)
+
+
 def kernels_table(rows: Sequence[Row]) -> list[str]:
     found = of_suite(rows, "kernels", "microseconds")
     key = lambda row: (row["op"], row["size"], row["dropout"], row["direction"])  # noqa: E731
@@ -140,6 +170,7 @@ TABLES = {
     "data": ("Data", data_table),
     "export": ("Exported models", export_table),
     "scale": ("Scale", scale_table),
+    "recipes": ("Recipes", recipes_table),
     "kernels": ("Kernels", kernels_table),
 }
 

@@ -92,7 +92,7 @@ def measure_further(options: Any, folder: Path) -> list[dict[str, Any]]:
     """Held-out MLM loss before and after, and SST-2's accuracy from each, over the seeds."""
     rows, starts = [], {"as it came": options.checkpoint}
     sst2, wiki = options.data / "glue" / "SST-2", options.data / "wikitext2"
-    for text in (name for name, path in (("sst2", sst2), ("wikitext2", wiki)) if path.is_dir()):
+    for text in (name for name, path in (("sst2", sst2), ("wikitext2", wiki)) if name in options.texts and path.is_dir()):
         for kind in ("as it came, with a new head", "the head trained alone", "all trained"):
             config = config_of("sst2", sst2, options.checkpoint, options, 1e-4 if kind == "all trained" else 1e-3)
             block = config["bertfast"]
@@ -207,6 +207,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="everything in small, to see that it runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument(
+        "--texts", nargs="+", choices=list(TEXTS), help="further: what to pre-train on; left out: both, or sst2 with --quick"
+    )
     parser.add_argument("--steps", type=int, help="further: optimizer steps; left out: 200, or 2 with --quick")
     parser.add_argument("--tokens", type=int, help="further: tokens in a step; left out: 4096, or 512 with --quick")
     parser.add_argument("--rows", type=int, help="further: training rows of SST-2; left out: 4000, or 64 with --quick")
@@ -230,6 +233,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         "rounds": 10,
     }
     quick = {"steps": 2, "tokens": 512, "rows": 64, "documents": 32, "eval_documents": 32, "epochs": 1.0, "rounds": 8, "round_steps": 1}
+    options.texts = options.texts or (["sst2"] if options.quick else list(TEXTS))
     for name, value in {**full, "round_steps": 2, **(quick if options.quick else {})}.items():
         if getattr(options, name) is None:
             setattr(options, name, value)

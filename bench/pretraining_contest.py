@@ -226,7 +226,7 @@ def contest(names: Sequence[str], job: Job) -> tuple[dict[str, list[float]], dic
             if isinstance(answer := ask(name, -1), str):
                 faults[name] = answer
         running = [name for name in names if name not in faults]
-        seconds = take_turns({name: turn(name) for name in running}, job.rounds, warm_up=1)
+        seconds = take_turns({name: turn(name) for name in running}, job.rounds, warm_up=1) if running else {}
         return seconds, {name: ask(name, "facts") for name in running}, faults
     finally:
         for pipe in pipes.values():

@@ -44,12 +44,13 @@ def test_real_tokens_are_counted(job, tmp_path):
     assert np.isfinite(next(steps).take())
 
 
-def test_contenders_take_turns_and_one_that_cannot_run_says_why(job, monkeypatch):
+def test_a_contender_in_its_own_process_and_one_that_cannot_run(job, monkeypatch):
     need_deepspeed()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    seconds, facts, faults = contest(["transformers fp32", "bertfast fp32"], job)
-    assert {name: len(taken) for name, taken in seconds.items()} == {"transformers fp32": 2, "bertfast fp32": 2} and faults == {}
-    assert all(found["peak_bytes"] > 1e7 and 2 < found["last_loss"] < 4 for found in facts.values())  # guessing one of 24 is ln 24 = 3.2
+    seconds, facts, faults = contest(["bertfast fp32"], job)
+    found = facts["bertfast fp32"]
+    assert len(seconds["bertfast fp32"]) == 2 and faults == {}
+    assert found["peak_bytes"] > 1e7 and found["tokens"] > 4 * 4 and 2 < found["last_loss"] < 4  # guessing one of 24 is ln 24 = 3.2
     _, _, faults = contest(["transformers fp32"], job._replace(text="nowhere.txt"))
     assert "nowhere.txt: cannot be read" in faults["transformers fp32"]
 

@@ -26,7 +26,7 @@ class TrainingBatches:
 
     def examples_in(self, step: int) -> int:
         """Examples of the global batch of `step`, counted from 0 over the run. Of the epoch that was last handed out."""
-        return self.plan.num_examples(step % self.steps_per_epoch)
+        return self.plan.num_examples(self._place(step)[1] % len(self.plan))
 
     def steps(self, first: int, total: int) -> Iterator[tuple[int, list[PackedBatch]]]:
         """(step, this rank's micro-batches), packed ahead of need on a thread of their own."""
@@ -34,17 +34,23 @@ class TrainingBatches:
 
         def pack(step: int) -> tuple[int, Plan, list[PackedBatch]]:
             nonlocal planned, plan
-            epoch, index = divmod(step, self.steps_per_epoch)
+            epoch, index = self._place(step)
             if epoch != planned:
                 planned, plan = epoch, self._plan(epoch)
-            batches = [self._dataset.training_batch(part, epoch) for part in plan.micro_batches(index, self._ranks.rank)]
+            # An epoch of tasks that are sampled may pack into a step more or less than the first: so many are left out, or taken twice.
+            parts = plan.micro_batches(index % len(plan), self._ranks.rank)
+            batches = [self._dataset.training_batch(part, epoch) for part in parts]
             return step, plan, on_device(batches, self._ranks)
 
         for step, self.plan, batches in ahead(pack, range(first, total)):
             yield step, batches
 
+    def _place(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and which of its steps it is."""
+        return divmod(step, self.steps_per_epoch)
+
     def _plan(self, epoch: int) -> Plan:
-        source, sizes, lengths = self._source, self._sizes, self._dataset.lengths
+        source, sizes, lengths = self._source, self._sizes, self._dataset.training_lengths(epoch)
         common = {
             "world_size": sizes.world_size,
             "micro_steps": sizes.micro_steps,

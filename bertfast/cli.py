@@ -18,6 +18,7 @@ from bertfast.config import Config, load_config
 from bertfast.deepspeed_keys import check_monitors
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
 from bertfast.flags import overrides, parse_command, parse_launch, starts_from_checkpoint
+from bertfast.multitask_config import exported_blocks, refuse_prediction, task_configs
 from bertfast.tasks import get_task
 
 if TYPE_CHECKING:
@@ -63,14 +64,16 @@ def _train(arguments: Namespace) -> int:
     check_monitors(config.deepspeed)
     export = config.bertfast.export
     if export is not None:
-        exporter().check_training(config.bertfast)  # before the training, not after it
+        for block in exported_blocks(config.bertfast):
+            exporter().check_training(block)  # before the training, not after it
     results = _trainer(arguments, config).fit()
     if rank() == 0:
         _print_metrics(results.get("metrics", {}))
         folder = Path(config.bertfast.run.model_dir)
         print(f"model: {folder / 'model'}; figures: {folder / 'results.json'}", file=sys.stderr)
         if export is not None:
-            exporter().export_after_training(config.bertfast, _tell_progress)
+            for block in exported_blocks(config.bertfast):
+                exporter().export_after_training(block, _tell_progress)
     return 0
 
 
@@ -95,6 +98,7 @@ def _predict(arguments: Namespace) -> int:
     if arguments.onnx is not None:
         return _predict_onnx(arguments)
     config = _load(arguments)
+    refuse_prediction(config)
     folder = _model_folder(arguments, config)
 
     from bertfast.inputs import encoded_inputs
@@ -237,7 +241,8 @@ def _load(arguments: Namespace) -> Config:
         if file is None:
             raise CheckpointError(f"--checkpoint_path {folder}: no {MODEL_CONFIG_FILE} there; name the config with --config")
         config = load_config(file, overrides(arguments))
-    get_task(config.bertfast.task)
+    for part in [config] if config.bertfast.multitask is None else task_configs(config).values():
+        get_task(part.bertfast.task)
     return config
 
 
@@ -271,6 +276,8 @@ def _trainer(arguments: Namespace, config: Config) -> Trainer:
     kind = Trainer
     if arguments.command == "pretrain":
         from bertfast.pretraining import Pretrainer as kind
+    elif config.bertfast.multitask is not None:
+        from bertfast.multitask import Multitasker as kind
 
     return kind(
         config,

@@ -16,7 +16,19 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from bertfast.blocks import Block, HeadConfig, LossConfig, OptimizationConfig, PretrainConfig, TruncationConfig
+from bertfast.blocks import (
+    Block,
+    HeadConfig,
+    LossConfig,
+    MultitaskConfig,
+    OptimizationConfig,
+    PretrainConfig,
+    SharedTask,
+    TaskConfig,
+    TaskInput,
+    TruncationConfig,
+    check_one_source,
+)
 from bertfast.deepspeed_keys import (
     ADAM_PARAMS,
     NESTED_KEYS,
@@ -31,16 +43,7 @@ from bertfast.deepspeed_keys import (
 from bertfast.errors import ConfigError
 
 CONFIG_FOLDER = "configs"
-
-
-class TaskConfig(Block):
-    """A task of the user's own: which columns hold the text and the label."""
-
-    name: str = "custom"
-    text_columns: tuple[str, ...] = Field(min_length=1, max_length=2)  # one sentence, or a pair
-    label_column: str = "label"
-    label_names: tuple[str, ...] | None = None  # in class order; left out, they are read from the training data
-    metric: str | None = None  # the metric that chooses the best checkpoint; left out: accuracy, or pearson for regression
+MIXTURE = {"name": "multitask", "text_columns": ["text"]}  # what `task` is where there are several
 
 
 class ModelConfig(Block):
@@ -72,9 +75,7 @@ class InputConfig(Block):
 
     @model_validator(mode="after")
     def _one_source(self) -> InputConfig:
-        named = [name for name in ("data_dir", "data_file", "input_fn") if getattr(self, name) is not None]
-        if len(named) > 1:
-            raise ValueError(f"give one of data_dir, data_file and input_fn, not {' and '.join(named)}")
+        check_one_source(self)
         if self.planner == "tokens" and self.tokens_per_batch is None:
             raise ValueError("planner 'tokens' needs tokens_per_batch, the token budget of one micro-batch")
         if self.tokens_per_batch is not None and self.tokens_per_batch < self.max_sequence_length:
@@ -125,6 +126,7 @@ class BertfastConfig(Block):
     loss: LossConfig = LossConfig()
     optimization: OptimizationConfig = OptimizationConfig()
     pretrain: PretrainConfig | None = None
+    multitask: MultitaskConfig | None = None
     run: RunConfig = RunConfig()
     export: ExportConfig | None = None  # left out: nothing is exported
 
@@ -135,6 +137,62 @@ class BertfastConfig(Block):
         if isinstance(values, dict) and isinstance(values.get("pretrain"), dict) and values["pretrain"].get("text_files"):
             return {"task": {"name": "text", "text_columns": ["text"]}, **values}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_in_the_place_of_one(cls, values: Any) -> Any:
+        """Several tasks: `task` stands for their mixture, and the inputs tell how all of them are cut into batches."""
+        if not isinstance(values, dict) or not isinstance(values.get("multitask"), dict):
+            return values
+        train = values.get("train_input", {})
+        values = {"task": MIXTURE, **values, "train_input": train}
+        tasks = values["multitask"].get("tasks")
+        if any(isinstance(task, dict) and task.get("eval_input") is not None for task in (tasks if isinstance(tasks, list) else ())):
+            length = (
+                {"max_sequence_length": train["max_sequence_length"]} if isinstance(train, dict) and "max_sequence_length" in train else {}
+            )
+            values.setdefault("eval_input", length)
+        return values
+
+    @model_validator(mode="after")
+    def _multitask_fits(self) -> BertfastConfig:
+        if self.multitask is not None:
+            _check_multitask(self)
+        return self
+
+
+def _check_multitask(block: BertfastConfig) -> None:
+    """Raise ValueError where other blocks contradict `multitask`."""
+    if not isinstance(block.task, TaskConfig) or block.task.name != MIXTURE["name"]:
+        raise ValueError("task and multitask contradict each other: multitask.tasks names the tasks; take bertfast.task out")
+    if block.pretrain is not None:
+        raise ValueError("pretrain and multitask contradict each other: pre-train first, and then train on the tasks from its model")
+    for name in ("train_input", "eval_input"):
+        part = getattr(block, name)
+        named = [
+            key for key in ("data_dir", "data_file", "input_fn", "max_examples") if part is not None and getattr(part, key) is not None
+        ]
+        if named:
+            raise ValueError(f"{name}.{named[0]} belongs to one task: write it into {name} of that task of multitask.tasks")
+        for task in block.multitask.tasks:
+            own, budget = getattr(task, name), None if part is None else part.tokens_per_batch
+            if own is not None and budget is not None and (own.max_sequence_length or 0) > budget:
+                raise ValueError(
+                    f"{name}.tokens_per_batch is {budget}, less than max_sequence_length {own.max_sequence_length} of task {task.name}: "
+                    "its longest example would fit in no micro-batch"
+                )
+    if block.eval_input is not None and not any(task.eval_input is not None for task in block.multitask.tasks):
+        raise ValueError("eval_input tells how to evaluate, but none of multitask.tasks has an eval_input that names what; {} is the hub's")
+    if block.truncation.is_hierarchical or block.head.pieces != "mean":
+        raise ValueError(
+            "multitask reads each text once: truncation 'hierarchical' and head.pieces are for one task; choose another truncation"
+        )
+    if isinstance(block.loss.class_weights, tuple):
+        raise ValueError("loss.class_weights holds the weights of one task's classes; with multitask it can be 'balanced', or be left out")
+    if block.train_input.planner == "tokens" and block.multitask.sampling == "annealed":
+        raise ValueError(
+            "multitask.sampling 'annealed' changes from epoch to epoch how many tokens there are; use train_input.planner 'examples' with it"
+        )
 
 
 class Config:
@@ -335,9 +393,17 @@ def _override(raw: dict[str, Any], override: str, flag: str) -> None:
 
 def _relevant(error: ValidationError, block: dict) -> list[dict]:
     """Pydantic reports every branch of `task: str | TaskConfig`; keep the branch that the user meant."""
-    meant = "TaskConfig" if isinstance(block.get("task"), dict) else "str"
-    items = error.errors()
-    return [item for item in items if not (item["loc"][:1] == ("task",) and len(item["loc"]) > 1 and item["loc"][1] != meant)]
+
+    def is_meant(place: tuple) -> bool:
+        branch = next((depth for depth, part in enumerate(place) if depth and part in ("TaskConfig", "str")), None)
+        if branch is None:
+            return True
+        value: Any = block
+        for part in place[:branch]:
+            value = value[part]
+        return place[branch] == ("TaskConfig" if isinstance(value, dict) else "str")
+
+    return [item for item in error.errors() if is_meant(item["loc"])]
 
 
 def _explain(source: Callable[[str], str], item: dict) -> str:
@@ -370,10 +436,16 @@ def _fields_at(path: list[str]) -> list[str]:
         "loss": LossConfig,
         "optimization": OptimizationConfig,
         "pretrain": PretrainConfig,
+        "multitask": MultitaskConfig,
+        "multitask.tasks": SharedTask,
+        "multitask.tasks.task": TaskConfig,
+        "multitask.tasks.train_input": TaskInput,
+        "multitask.tasks.eval_input": TaskInput,
         "run": RunConfig,
         "export": ExportConfig,
     }
-    return list(blocks[path[0]].model_fields if path else BertfastConfig.model_fields)
+    place = ".".join(part for part in path if not part.isdigit())
+    return list(blocks[place].model_fields if path else BertfastConfig.model_fields)
 
 
 def _unknown_key(source: Callable[[str], str], key: str, place: str, known: Collection[str]) -> str:

@@ -242,6 +242,10 @@ class EncodedDataset:
         piece_ids = np.repeat(first - cu_pieces[:-1], counts) + np.arange(cu_pieces[-1])
         return batch.with_pieces(cu_pieces, piece_ids)
 
+    def training_lengths(self, epoch: int) -> np.ndarray:
+        """Tokens of each example of an epoch, in the order in which `training_batch` numbers them: the same in each."""
+        return self.lengths
+
     def training_batch(self, indices: np.ndarray, epoch: int) -> PackedBatch:
         """The batch of these examples in an epoch: the same in each."""
         return self.batch(indices)

@@ -78,7 +78,7 @@ class Keeper:
         """Write results.json, and the card of the model with all that is now known of the run."""
         if self._ranks.is_first:
             report.write_results(self.model_folder.parent, results)
-            report.write_model_card(self.model_folder, results, self._config, self._task)
+            self._write_card(self.model_folder, results)
             checkpoint.seal(self.model_folder)
         self._ranks.barrier()
 
@@ -86,7 +86,10 @@ class Keeper:
         self._engine.module.save_pretrained(folder, weights)
         self._tokenizer.save_pretrained(folder)
         report.write_model_config(folder, self._config, self._task)
-        report.write_model_card(folder, self._results(state), self._config, self._task)
+        self._write_card(folder, self._results(state))
+
+    def _write_card(self, folder: Path, results: dict[str, Any]) -> None:
+        report.write_model_card(folder, results, self._config, self._task)
 
     def _refuse_to_overwrite(self) -> None:
         existing = checkpoint.steps_in(self.checkpoints)

@@ -42,33 +42,28 @@ if TYPE_CHECKING:
 GELU_FORMS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
-class BertClassifier(nn.Module):
-    """A BERT encoder with a head (see HeadConfig). `model(batch)` takes a PackedBatch and gives logits [B, C].
+class Reader(nn.Module):
+    """A BERT encoder and what a head reads of it (see HeadConfig): everything below the hidden layers and the logits.
 
-    `config` is a transformers BertConfig; its num_labels is C (1 means regression). `compute_dtype` is the dtype of everything between the
-    embeddings and the logits; None takes that of the parameters.
+    `config` is a transformers BertConfig. `compute_dtype` is the dtype of everything between the embeddings and the logits; None takes that of
+    the parameters.
     """
 
     def __init__(self, config: BertConfig):
         super().__init__()
         check_config(config)
         self.config = config
-        self.num_labels = config.num_labels
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.head = head_of(config)
         self.pooler = Linear(config.hidden_size, config.hidden_size) if self.head.pooler else None
         self.features = Features(config, self.head)
-        sizes = (self.features.size, *self.head.hidden_sizes)
-        self.hidden = nn.ModuleList(Linear(size, wide) for size, wide in zip(sizes, sizes[1:], strict=False))
-        self.classifier = Linear(sizes[-1], config.num_labels)
         self.compute_dtype: torch.dtype | None = None
         self.classifier_dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.load_report: LoadReport | None = None
-        self.apply(lambda module: initialise(module, config.initializer_range))
 
-    def forward(self, batch: PackedBatch, bits: RandomBits | None = None) -> torch.Tensor:
-        """Logits [B, C]. In training mode `bits` feeds dropout; left out, torch's generator seeds it."""
+    def read(self, batch: PackedBatch, bits: RandomBits | None) -> tuple[torch.Tensor, Pack]:
+        """Features [B, F] of each example, after dropout, and the pack of these rows."""
         pack = pack_of(batch, bits, self.training)
         x_XD, chosen = self.embeddings(batch, pack).to(self.compute_dtype), []
         for index, layer in enumerate(self.layers):
@@ -78,14 +73,46 @@ class BertClassifier(nn.Module):
         rows = pack.cls_rows()
         if batch.cu_pieces is not None:
             rows = rows.rows(batch.cu_pieces[:-1].long())
-        return self._logits(self.features(chosen, pack, batch.cu_pieces, self.pooler), rows)
+        return rows.drop(self.features(chosen, pack, batch.cu_pieces, self.pooler), self.classifier_dropout, self._site), rows
 
-    def _logits(self, x_BF: torch.Tensor, rows: Pack) -> torch.Tensor:
-        p, site = self.classifier_dropout, 3 * len(self.layers) + 1
-        x_BF = rows.drop(x_BF, p, site)
-        for number, layer in enumerate(self.hidden, 1):
-            x_BF = rows.drop(ACTIVATIONS[self.head.activation](layer(x_BF)), p, site + number)
-        return self.classifier(x_BF)
+    def hidden_layers(self) -> nn.ModuleList:
+        """New hidden layers of one head."""
+        sizes = (self.features.size, *self.head.hidden_sizes)
+        return nn.ModuleList(Linear(size, wide) for size, wide in zip(sizes, sizes[1:], strict=False))
+
+    def classifier_of(self, num_labels: int) -> Linear:
+        """A new last layer of one head."""
+        return Linear((self.features.size, *self.head.hidden_sizes)[-1], num_labels)
+
+    def logits(self, x_BF: torch.Tensor, rows: Pack, hidden: nn.ModuleList, classifier: Linear) -> torch.Tensor:
+        """Features [B, F] of the examples of `rows` through one head: [B, C]."""
+        for number, layer in enumerate(hidden, 1):
+            x_BF = rows.drop(ACTIVATIONS[self.head.activation](layer(x_BF)), self.classifier_dropout, self._site + number)
+        return classifier(x_BF)
+
+    @property
+    def _site(self) -> int:
+        """Where the head's dropout begins to count its sites."""
+        return 3 * len(self.layers) + 1
+
+
+class BertClassifier(Reader):
+    """A BERT encoder with a head (see HeadConfig). `model(batch)` takes a PackedBatch and gives logits [B, C].
+
+    `config.num_labels` is C (1 means regression); see Reader for the rest.
+    """
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.hidden = self.hidden_layers()
+        self.classifier = self.classifier_of(config.num_labels)
+        self.apply(lambda module: initialise(module, config.initializer_range))
+
+    def forward(self, batch: PackedBatch, bits: RandomBits | None = None) -> torch.Tensor:
+        """Logits [B, C]. In training mode `bits` feeds dropout; left out, torch's generator seeds it."""
+        x_BF, rows = self.read(batch, bits)
+        return self.logits(x_BF, rows, self.hidden, self.classifier)
 
     @classmethod
     def from_pretrained(
@@ -153,9 +180,14 @@ class BertClassifier(nn.Module):
 
         state: the parameters by our names, where the model itself does not hold them whole (ZeRO stage 3).
         """
-        plain = self.head.is_plain
-        architecture = "BertForSequenceClassification" if plain else OWN_ARCHITECTURE
-        write_weights(folder, self.config, to_transformers_names(self.state_dict() if state is None else state, plain), architecture)
+        write_classifier(folder, self.config, self.state_dict() if state is None else state)
+
+
+def write_classifier(folder: str, config: BertConfig, state: dict[str, torch.Tensor]) -> None:
+    """Write a classifier by its config and its parameters, by our names; see BertClassifier.save_pretrained."""
+    plain = head_of(config).is_plain
+    architecture = "BertForSequenceClassification" if plain else OWN_ARCHITECTURE
+    write_weights(folder, config, to_transformers_names(state, plain), architecture)
 
 
 def check_config(config: BertConfig) -> None:

@@ -169,9 +169,9 @@ def check_plan(config: Config, sizes: BatchSizes, train: EncodedDataset) -> Foun
     part = config.bertfast.train_input
     parts = {"world_size": sizes.world_size, "micro_steps": sizes.micro_steps, "seed": config.bertfast.run.seed, "shuffle": part.shuffle}
     if part.planner == "tokens":
-        plan = plan_tokens(train.lengths, part.tokens_per_batch, **parts)
+        plan = plan_tokens(train.training_lengths(0), part.tokens_per_batch, **parts)
     else:
-        plan = plan_examples(train.lengths, sizes.global_batch, **parts)
+        plan = plan_examples(train.training_lengths(0), sizes.global_batch, **parts)
     facts = plan.describe()
     steps = resolve_total_steps(config.bertfast, len(plan))
     return Found(
@@ -212,7 +212,7 @@ def check_memory(config: Config, precision: Precision, model: torch.nn.Module, p
     stage = zero.get("stage", 0)
     offload = {name: (zero.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    tokens = _largest_micro_batch(plan, train.lengths)
+    tokens = _largest_micro_batch(plan, train.training_lengths(0))
     activations = activation_bytes(model.config, tokens, precision)
     estimate = estimate_memory(parameters, precision, stage, plan.world_size, **offload, activations=activations)
     parts = {

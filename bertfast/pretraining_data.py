@@ -46,6 +46,10 @@ class PretrainingSet:
         """Pack and mask these examples, as in epoch 0; see EncodedDataset.batch."""
         return self.training_batch(indices, 0)
 
+    def training_lengths(self, epoch: int) -> np.ndarray:
+        """See EncodedDataset."""
+        return self.lengths
+
     def training_batch(self, indices: np.ndarray, epoch: int) -> MaskedBatch:
         """Pack and mask these examples for an epoch."""
         return MaskedBatch.of(self._encoded.batch(indices), self._masking, (self._seed, 0 if self._is_static else epoch))

@@ -46,6 +46,7 @@ class Trainer:
     """
 
     loader_class: type[Loader] = Loader
+    keeper_class: type[Keeper] = Keeper
 
     def __init__(
         self,
@@ -217,7 +218,7 @@ class Trainer:
         self.load_report = model.load_report
         self.loss = self._loss()
         self.engine = build_engine(model, self.config, sizes, self.total_steps, self.ranks, self.steps_per_epoch)
-        self.keeper = Keeper(self.config, self.task, self.engine, tokenizer, self._identity(), self._results, self.ranks)
+        self.keeper = self.keeper_class(self.config, self.task, self.engine, tokenizer, self._identity(), self._results, self.ranks)
         self._mark("engine")
 
     def _loss(self) -> Any:
@@ -268,12 +269,16 @@ class Trainer:
         self._write_monitor(
             {f"Eval/{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}, state.step
         )
-        value = next(iter(metrics.values()))[self.task.main_metric]
+        value = self._score(metrics)
         if not is_better(self.task, value, state.best):
             return state._replace(stale_evaluations=state.stale_evaluations + 1)
         state = state._replace(best=value, best_step=state.step, stale_evaluations=0, metrics=metrics)
         self.keeper.write_model(state)
         return state
+
+    def _score(self, metrics: dict[str, dict[str, float]]) -> float:
+        """What the best model is chosen by: the main metric on the first split."""
+        return next(iter(metrics.values()))[self.task.main_metric]
 
     def _results(self, state: RunState) -> dict[str, Any]:
         seconds = max(state.seconds, 1e-9)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from bertfast.config import Config
 from bertfast.deepspeed_keys import check_monitors
 from bertfast.errors import BertfastError, ConfigError
+from bertfast.multitask_config import exported_blocks, task_configs
 from bertfast.progress import counted
 from bertfast.resolve import resolve_batch_sizes, resolve_precision
 from bertfast.tasks import get_task
@@ -72,7 +73,7 @@ def run_checks(load: Callable[[], Config], device: str | None = None, export: Ca
     precision = checks.make("precision", lambda: _check_precision(config, device))
     sizes = checks.make("batch size", lambda: _check_batch(config))
 
-    from bertfast import preflight, recipe_checks
+    from bertfast import multitask_preflight, preflight, recipe_checks
 
     checkpoint = checks.make("checkpoint", preflight.check_checkpoint, config)
     checks.make("sequence length", preflight.check_positions, config, checkpoint)
@@ -80,16 +81,29 @@ def run_checks(load: Callable[[], Config], device: str | None = None, export: Ca
     if config.bertfast.pretrain is not None:
         recipe_checks.check_pretraining(checks, config, device, precision, sizes, checkpoint, tokenizer)
         return checks.rows
-    train, task = preflight.check_inputs(checks, config, tokenizer, checkpoint)
-    model = checks.make("weights", preflight.check_weights, config, checkpoint, task)
+    several = config.bertfast.multitask is not None
+    if several:
+        train, model = multitask_preflight.check_tasks(checks, config, tokenizer, checkpoint)
+    else:
+        train, task = preflight.check_inputs(checks, config, tokenizer, checkpoint)
+        model = checks.make("weights", preflight.check_weights, config, checkpoint, task)
     if config.bertfast.train_input is not None:
-        loss = checks.make("loss", recipe_checks.check_loss, config, task, train)
         plan = checks.make("packing", preflight.check_plan, config, sizes, train)
         checks.make("optimizer", partial(recipe_checks.check_optimizer, config, device), precision, sizes, plan, model)
-        checks.make("one step", preflight.check_step, model, plan, train, loss)
+        if several:
+            checks.make("one step", multitask_preflight.check_step, model, plan, train)
+        else:
+            loss = checks.make("loss", recipe_checks.check_loss, config, task, train)
+            checks.make("one step", preflight.check_step, model, plan, train, loss)
         checks.make("memory per rank", preflight.check_memory, config, precision, model, plan, train)
     if config.bertfast.export is not None and export is not None:
-        checks.make("export", export, config, checkpoint)
+        for block in exported_blocks(config.bertfast):
+            name = (
+                "export"
+                if config.bertfast.multitask is None
+                else f"export: {block.task if isinstance(block.task, str) else block.task.name}"
+            )
+            checks.make(name, export, Config(config.deepspeed, block, config.path), checkpoint)
     return checks.rows
 
 
@@ -112,6 +126,16 @@ def print_checks(checks: list[Check]) -> None:
 
 
 def _check_config(config: Config) -> Found:
+    if config.bertfast.multitask is not None:
+        for name, part in task_configs(config).items():
+            if not get_task(part.bertfast.task).train_splits:
+                raise ConfigError(
+                    f"bertfast.multitask.tasks: task {name} has no training data; it is for eval and predict, by a model of mnli"
+                )
+        check_monitors(config.deepspeed)
+        return Found(
+            config, f"{config.path or 'a dictionary'}: tasks {', '.join(task_configs(config))}, {config.bertfast.multitask.sampling}"
+        )
     task, block = get_task(config.bertfast.task), config.bertfast
     inputs = [name for name in INPUTS if getattr(block, name) is not None]
     if block.pretrain is not None and block.train_input is None:

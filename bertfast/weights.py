@@ -56,8 +56,18 @@ _IN_LAYER = {
     "ffn_norm.bias": "output.LayerNorm.bias",
 }
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
-_HEADS_MADE_ANEW = ("pooler.", "classifier.", "features.", "hidden.", "predictions.", "seq_relationship.", "embeddings.decoder_bias")
+_HEADS_MADE_ANEW = (
+    "pooler.",
+    "classifier.",
+    "features.",
+    "hidden.",
+    "heads.",
+    "predictions.",
+    "seq_relationship.",
+    "embeddings.decoder_bias",
+)
 _OWN_HEAD = "head."  # before the tensors of a head that transformers has not
+_WANTED = "give a folder that transformers' save_pretrained wrote"
 OWN_ARCHITECTURE = "BertfastClassifier"  # what config.json calls a model with one
 _LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)")
 # Buffers and heads of other tasks: no fault of a checkpoint, and not worth a line of the report.
@@ -205,7 +215,9 @@ def read_config(folder: Path) -> BertConfig:
 
     file = next((folder / name for name in ("config.json", OLD_CONFIG_FILE) if (folder / name).is_file()), None)
     if file is None:
-        raise CheckpointError(f"{folder}: no config.json there; give a folder that transformers' save_pretrained wrote")
+        several = sorted(file.parent for file in [*folder.glob("model/*/config.json"), *folder.glob("*/config.json")])
+        hint = f"it holds models of several tasks: give one of them, {several[0]} say" if several else _WANTED
+        raise CheckpointError(f"{folder}: no config.json there; {hint}")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from multitask_runs import SIZES, write_tasks
 from runs import train, write_task
 from tiny_bert import write_tiny_bert
 
@@ -33,6 +34,23 @@ def test_training_ends_with_a_verified_bundle(tmp_path):
     verdicts = json.loads((bundle / "verification.json").read_text())["verdicts"]
     assert {name: verdict["data"]["dev"]["agreement"] for name, verdict in verdicts.items()} == {"model.onnx": 1, "model_optimized.onnx": 1}
     assert json.loads((bundle / "config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
+
+
+def test_each_of_several_tasks_is_exported(tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    config = write_tasks(tmp_path)
+    config["bertfast"] |= {"export": {"variants": ["portable"]}, "run": {**config["bertfast"]["run"], "max_steps": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checks = run_checks(lambda: load_config(config), "cpu", commands.describe_training)
+    places = {check.name: check.detail for check in checks if check.name.startswith("export: ") and check.result == "ok"}
+    assert list(places) == [f"export: {name}" for name in SIZES] and "judged on dev" in places["export: score"]
+    train(tmp_path)
+    for name in SIZES:
+        bundle = tmp_path / "run" / "onnx" / name
+        assert f"model.onnx to {bundle}," in places[f"export: {name}"]
+        verdict = json.loads((bundle / "verification.json").read_text())["verdicts"]["model.onnx"]
+        assert verdict["passed"] and verdict["data"]["dev"]["agreement"] == 1
 
 
 def test_what_an_export_needs_is_asked_for_before_training(tmp_path, monkeypatch, capsys):

@@ -7,11 +7,9 @@ from multitask_runs import SIZES, write_tasks
 from runs import train, write_task
 from tiny_bert import write_tiny_bert
 
-from bertfast.blocks import HeadConfig
 from bertfast.cli import main
 from bertfast.config import load_config
 from bertfast.errors import ConfigError
-from bertfast.model import BertClassifier
 from bertfast.validate import run_checks
 from bertfast_export import commands
 
@@ -92,9 +90,13 @@ def test_validate_says_what_will_be_exported(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        pytest.param({"head": {"pooling": "mean"}}, "bertfast.head: ONNX files are written of BERT's own head", id="mean-of-tokens"),
-        pytest.param({"head": {"layers": [-1, -2]}}, "bertfast.head: ONNX files are written of BERT's own head", id="two-layers"),
-        pytest.param({"head": {"hidden_sizes": [8]}}, "bertfast.head: ONNX files are written of BERT's own head", id="hidden-layer"),
+        pytest.param({"head": {"pieces": "max"}}, "bertfast.head.pieces is 'max'", id="pieces"),
+        pytest.param({"head": {"layers": [4]}}, "bertfast.head.layers holds 4", id="a-layer-that-is-not-there"),
+        pytest.param(
+            {"head": {"pooling": "mean"}, "export": {"variants": ["fp16"]}},
+            "variants fp16: a head of bertfast's own is written in float32 alone",
+            id="own-head-in-fp16-alone",
+        ),
         pytest.param({"truncation": {"strategy": "tail"}}, "bertfast.truncation.strategy is 'tail'", id="tail"),
         pytest.param({"truncation": {"strategy": "hierarchical"}}, "bertfast.truncation.strategy is 'hierarchical'", id="documents"),
         pytest.param({"pretrain": {}}, "pre-training makes no classifier", id="pre-training"),
@@ -117,16 +119,18 @@ def test_what_cannot_be_exported_is_refused_before_training(changes, message, tm
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_a_trained_model_with_another_head_is_refused(tmp_path):
+def test_a_head_of_our_own_is_trained_and_exported(tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    source = pytest.importorskip("bertfast_export.source")
-    folder = write_tiny_bert(tmp_path / "bert", num_labels=2)
-    model = BertClassifier.from_pretrained(str(folder), num_labels=2, head=HeadConfig(pooling="mean"), new_head=True)
-    (tmp_path / "other").mkdir()
-    model.save_pretrained(str(tmp_path / "other"))
-    with pytest.raises(ConfigError, match=r"other: ONNX files are written of BERT's own head"):
-        source.Source(str(tmp_path / "other"), source.Options())
+    config = write_run(tmp_path)
+    config["bertfast"]["head"] = {"layers": [-1, -2], "pooling": "mean_max"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    row = export_row(tmp_path / "config.json")
+    assert row.result == "warning" and "model.onnx, model_optimized.onnx to" in row.detail
+    assert "no fp16 and no int8: a head of bertfast's own is written in float32 alone" in row.detail
+    said = train(tmp_path)
+    assert "model_optimized.onnx: passed" in said and "model_quantized.onnx: not written; a head of bertfast's own" in said
+    assert sorted(path.name for path in (tmp_path / "run" / "onnx").glob("*.onnx")) == ["model.onnx", "model_optimized.onnx"]
 
 
 @pytest.mark.parametrize(

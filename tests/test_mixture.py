@@ -133,4 +133,5 @@ def test_the_second_half_of_each_task_is_the_first_again(tmp_path):
     twice = replace(batch).twice()
     for once, both in zip(batch.by_task(batch.example_ids), twice.by_task(twice.example_ids), strict=True):
         assert both.tolist() == [*once.tolist(), *once.tolist()]
+    assert sorted(twice.task_order.tolist()) == list(range(2 * len(mixture)))
     assert len(set(twice.piece_ids.tolist())) == 2 * len(mixture), "dropout meets the second half as other examples"

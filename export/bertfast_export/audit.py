@@ -70,7 +70,7 @@ class CheckpointWeights:
     """The weights of a checkpoint, under the names of the graphs.
 
     Args:
-        state: transformers' state dict of BertForSequenceClassification, float32.
+        state: transformers' state dict of BertForSequenceClassification, or of BertModel with the tensors of a head of our own, float32.
 
     Raises:
         CheckpointError: a tensor is missing.
@@ -87,10 +87,10 @@ class CheckpointWeights:
     @classmethod
     def of(cls, folder: str | Path) -> CheckpointWeights:
         """Of a folder, as transformers loads it."""
-        from bertfast_export.reference import Eager
+        from bertfast_export.reference import eager_of
 
-        model = Eager(folder).model
-        return cls({name: tensor.float().numpy() for name, tensor in model.state_dict().items()}, model.config)
+        model = eager_of(folder)
+        return cls(model.state(), model.config)
 
     def audit(self, model: onnx.ModelProto, half: bool) -> Audit:
         """Compare every initializer of a graph. half: its weights are float16."""
@@ -191,7 +191,11 @@ def _renamed(state: Mapping[str, np.ndarray], num_layers: int):
             yield f"{ours}.{norm}.x_bias", state[f"{theirs}.{place}.dense.bias"]
             yield f"{ours}.{norm}.weight", state[f"{theirs}.{place}.LayerNorm.weight"]
             yield f"{ours}.{norm}.bias", state[f"{theirs}.{place}.LayerNorm.bias"]
-    for ours, theirs in (("pooler", "bert.pooler.dense"), ("classifier", "classifier")):
+    own = {name.removeprefix("head."): values for name, values in state.items() if name.startswith("head.")}
+    for name, values in own.items():
+        yield name, values.T if values.ndim == 2 else values
+    pooler = [("pooler", "bert.pooler.dense")] if not own or "bert.pooler.dense.weight" in state else []
+    for ours, theirs in (*pooler, *([] if own else [("classifier", "classifier")])):
         yield f"{ours}.weight", state[f"{theirs}.weight"].T
         yield f"{ours}.bias", state[f"{theirs}.bias"]
 
@@ -205,7 +209,8 @@ def _constants(config: BertConfig) -> dict[str, np.ndarray]:
     floats |= {"tiny": 1e-20, "top127": 127.0, "top255": 255.0, "one_of_hidden": 1 / size, "eps": config.layer_norm_eps}
     integers = {"mask.axes": [1, 2], "embeddings.begin": [0], "first": 0, "last_axis": [-1]}
     integers |= {"heads.split": [0, 0, heads, size // heads], "heads.join": [0, 0, size]}
-    integers |= {"packed.first": [0]}
+    integers |= {"packed.first": [0], **{f"head.axis{axis}": [axis] for axis in (1, 2)}}
+    floats["head.gelu.slope"] = 0.5**0.5
     floats |= {"packed.nan": np.nan}
     return {
         "packed.zero": np.asarray(0, dtype=np.int32),

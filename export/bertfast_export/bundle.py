@@ -96,8 +96,13 @@ def _fill(
     answers, weights = Answers.of(source.folder, cases), CheckpointWeights.of(source.folder)
     evidence = [Evidence(name, dataset, eager_logits(source.model, dataset)) for name, dataset in splits.items()]
     verdicts, notes = [], {}
+    if source.skipped:
+        notes["skipped"] = {VARIANTS.get(name, PACKED_FILE): why for name, why in source.skipped.items()}
     for variant in (*options.variants, *(["packed"] if options.packed else [])):
         file, metadata = VARIANTS.get(variant, PACKED_FILE), _metadata(source, variant, hashes)
+        if variant in source.skipped:
+            say(f"{file}: not written; {source.skipped[variant]}")
+            continue
         if variant == "int8":
             found = search(network, evidence, options, metadata, say)
             notes["int8_search"] = found.to_dict()
@@ -152,7 +157,7 @@ def _metadata(source: Source, variant: str, hashes: dict[str, str]) -> dict[str,
         "tokenizer": "tokenizer.json",
         "texts": "a pair: [CLS] a [SEP] b [SEP], b and its [SEP] in segment 1" if pair else "one text: [CLS] a [SEP]",
         "truncation": "longest first" if pair else "at the end",
-        "padding": "any, masked by attention_mask 0; positions count columns, and the first column is pooled",
+        "padding": f"any, masked by attention_mask 0; positions count columns, and {_pooled(source)}",
         **special,
     }
     return {
@@ -164,6 +169,10 @@ def _metadata(source: Source, variant: str, hashes: dict[str, str]) -> dict[str,
         "bertfast": __version__,
         "checkpoint_sha256": json.dumps(hashes),
     }
+
+
+def _pooled(source: Source) -> str:
+    return "the first column is pooled" if source.head.is_plain else f"the head reads {source.head.describe()}"
 
 
 def _write_companions(beside: Path, source: Source, options: Options) -> None:

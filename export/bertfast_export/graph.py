@@ -5,7 +5,7 @@ transformers is installed; nothing has to be found again by a pattern matcher th
 fused and the quantized graph, which differ in the operators of `Operators` alone. Whether it is right is not taken on trust: `verify` holds
 every file against transformers' own model.
 
-What the graph computes is what transformers' BertForSequenceClassification computes with eager attention, for any mask: the position of a
+A head of bertfast's own is written by `heads`. Otherwise, what the graph computes is what transformers' BertForSequenceClassification computes with eager attention, for any mask: the position of a
 token is its column, the pooled token is column 0, a column whose mask is 0 is attended to by nobody. A row with no token at all attends to
 all its columns equally, as it does there: its logits are finite, mean nothing, and depend on how wide the row is.
 """
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto
 
+from bertfast.blocks import HeadConfig
+from bertfast.heads import head_of
 from bertfast_export.writer import DEFAULT_OPSET, GraphWriter
 
 if TYPE_CHECKING:
@@ -47,11 +49,17 @@ class Network:
     def of(cls, model: BertClassifier) -> Network:
         """The network of a model in memory."""
         products = (".qkv.weight", ".attention_out.weight", ".ffn_up.weight", ".ffn_down.weight", "pooler.weight", "classifier.weight")
+        products += ("tokens.inner.weight", "tokens.score.weight", *(f"hidden.{number}.weight" for number in range(len(model.hidden))))
         weights = {}
         for name, tensor in model.state_dict().items():
             array = tensor.detach().float().cpu().numpy()
             weights[name] = np.ascontiguousarray(array.T) if name.endswith(products) else array
         return cls(model.config, weights)
+
+    @property
+    def head(self) -> HeadConfig:
+        """What is made of the encoder's outputs, its layers counted from 0."""
+        return head_of(self.config)
 
     @property
     def num_layers(self) -> int:
@@ -164,19 +172,24 @@ class Operators:
 
 def write_network(operators: Operators, integers: str = "int64", metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """The whole network, written with these operators. integers: "int64" or "int32", the type of the inputs."""
+    from bertfast_export.heads import write_own_head
+
     input_ids, mask, token_type_ids = INPUTS
     mask = operators.mask(mask)
     x = operators.embeddings(input_ids, token_type_ids)
-    last = operators.network.num_layers - 1
+    last, head, read = operators.network.num_layers - 1, operators.network.head, {}
+    cls_only = last if head.pooling == "cls" else None
     for index in range(last + 1):
         layer = f"layers.{index}"
         heads = operators.attention(x, mask, f"{layer}.qkv")
         x = operators.add_norm(operators.product(heads, f"{layer}.attention_out"), x, f"{layer}.attention_norm")
-        if index == last:
+        if index == cls_only:
             x = operators.first_token(x)  # nothing reads the other columns of the last feed-forward block
         wide = operators.bias_gelu(operators.product(x, f"{layer}.ffn_up"), f"{layer}.gelu")
         x = operators.add_norm(operators.product(wide, f"{layer}.ffn_down"), x, f"{layer}.ffn_norm")
-    logits = operators.head(x)
+        if index in head.layers:
+            read[index] = x
+    logits = operators.head(x) if head.is_plain else write_own_head(operators, read, cls_only)
     kinds = dict.fromkeys(INPUTS, INTEGERS[integers])
     return operators.graph.model(kinds, logits, operators.config.num_labels, metadata or {})
 

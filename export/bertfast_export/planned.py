@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from bertfast_export.record import RECORD_FILE
 if TYPE_CHECKING:
     from transformers import BertConfig
 
+OWN_HEAD_VARIANTS = ("portable", "optimized")
+OWN_HEAD_IN_FLOAT32 = "a head of bertfast's own is written in float32 alone"
 _REMEDY = "train with the usual one, or do not export it"
 
 
@@ -30,7 +33,7 @@ def check_planned(block: BertfastConfig, bert: BertConfig) -> tuple[str, str]:
         raise ConfigError(
             "bertfast.export: pre-training makes no classifier; take bertfast.export out, and export what is fine-tuned from it"
         )
-    refuse_head(block.head, bert, "bertfast.head")
+    refuse_head(block.head, "bertfast.head")
     refuse_truncation(block.truncation, "bertfast.truncation")
     from bertfast.tasks import get_task
     from bertfast_export.examples import configured
@@ -39,14 +42,17 @@ def check_planned(block: BertfastConfig, bert: BertConfig) -> tuple[str, str]:
     asked, place = block.export, bundle_folder(block)
     refuse_place(place)
     judged = ", ".join(get_task(block.task).eval_splits) if configured(block) is not None else ""
-    files = [VARIANTS[name] for name in asked.variants if judged or name != "int8"]
+    skipped = skipped_variants(asked.variants, is_own_head(block.head, bert))
+    files = [VARIANTS[name] for name in asked.variants if name not in skipped and (judged or name != "int8")]
     if not files:
         raise ConfigError(
             "bertfast.export.variants asks for int8 alone, which needs examples to be judged on: name them in bertfast.eval_input"
         )
     line = f"{', '.join(files)} to {place}, opset {asked.opset}, {asked.integers} inputs, judged on {judged or 'made-up batches alone'}"
-    warning = "no int8, which needs examples: name files in bertfast.eval_input" if "int8" in asked.variants and not judged else ""
-    return line, warning
+    warnings = [f"no {' and no '.join(skipped)}: {OWN_HEAD_IN_FLOAT32}"] if skipped else []
+    if "int8" in asked.variants and not judged and "int8" not in skipped:
+        warnings.append("no int8, which needs examples: name files in bertfast.eval_input")
+    return line, "; ".join(warnings)
 
 
 def bundle_folder(block: BertfastConfig) -> Path:
@@ -54,19 +60,40 @@ def bundle_folder(block: BertfastConfig) -> Path:
     return Path(block.export.output or Path(block.run.model_dir) / "onnx")
 
 
-def refuse_head(head: HeadConfig, bert: BertConfig, where: str) -> None:
-    """Raise ConfigError where a model with this head is not transformers' BertForSequenceClassification."""
+def refuse_head(head: HeadConfig, where: str) -> None:
+    """Raise ConfigError for a head that no graph is written of: one for documents in pieces."""
+    if head.pieces != "mean":
+        raise ConfigError(
+            f"{where}.pieces is {head.pieces!r}: ONNX files answer a text at a time, as the clients of a bundle send it, and know no documents in "
+            f"pieces; {_REMEDY}"
+        )
+
+
+def is_own_head(head: HeadConfig, bert: BertConfig) -> bool:
+    """Whether a model with this head, on the encoder of `bert`, is another than transformers' BertForSequenceClassification.
+
+    Raises:
+        ConfigError: the head names a layer that the encoder has not.
+    """
     from transformers import BertConfig
 
-    from bertfast.heads import head_of, set_head
+    from bertfast.heads import set_head
 
     described = BertConfig.from_dict(bert.to_dict())
     set_head(described, head)
-    if hasattr(described, HEAD_KEY):
-        raise ConfigError(
-            f"{where}: ONNX files are written of BERT's own head, [CLS] of the last layer through the pooler, and this one is "
-            f"{head_of(described).describe()}; {_REMEDY}"
-        )
+    return hasattr(described, HEAD_KEY)
+
+
+def skipped_variants(variants: Sequence[str], own_head: bool) -> dict[str, str]:
+    """Which of the variants asked for are not written of a model with such a head, and why.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    skipped = {name: OWN_HEAD_IN_FLOAT32 for name in variants if own_head and name not in OWN_HEAD_VARIANTS}
+    if variants and len(skipped) == len(variants):
+        raise ConfigError(f"variants {', '.join(skipped)}: {OWN_HEAD_IN_FLOAT32}; ask for one of {', '.join(OWN_HEAD_VARIANTS)}")
+    return skipped
 
 
 def refuse_truncation(truncation: TruncationConfig, where: str) -> None:

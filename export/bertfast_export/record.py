@@ -106,6 +106,7 @@ def page(record: dict[str, Any]) -> list[str]:
         cells += [f"{verdict['budget']['logits']:g}", f"{grid.get('times_eager_float32_error', float('nan')):.2g}"]
         lines.append("| " + " | ".join([*cells, grid.get("int32_inputs", "not asked"), _weights(verdict)]) + " |")
     lines += ["", *[f"{name}: {said}." for name, verdict in record["verdicts"].items() if (said := verdict["grid"].get("run_by"))]]
+    lines += [f"{name}: not written; {why}." for name, why in record.get("skipped", {}).items()]
     lines += ["", "| file | data | examples | same answer | largest logit difference | metric, eager | metric, file |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for name, verdict in record["verdicts"].items():

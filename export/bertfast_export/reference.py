@@ -1,4 +1,5 @@
-"""The model that every export is held against: transformers' own, with eager attention, in float32 and float64.
+"""The model that every export is held against: transformers' own, with eager attention, in float32 and float64. A head that transformers has not
+is read once more here, from its hidden states.
 
 It shares no code with the graphs: neither our model, nor our weight loading, nor the fused operators.
 """
@@ -6,11 +7,13 @@ It shares no code with the graphs: neither our model, nor our weight loading, no
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from bertfast.blocks import HEAD_KEY
 from bertfast.errors import CheckpointError
 from bertfast.weights import resolve_folder
 from bertfast_export.cases import Case
@@ -31,11 +34,79 @@ class Eager:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(f"{folder}: transformers cannot load it as a classifier ({error})") from None
 
+        self.config = self.model.config
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Every tensor by transformers' name, float32."""
+        return {name: tensor.float().numpy() for name, tensor in self.model.state_dict().items()}
+
     def logits(self, features: dict[str, np.ndarray]) -> np.ndarray:
         """Logits [B, C] in the model's dtype, of int features [B, S]."""
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(values.astype(np.int64)) for name, values in features.items()}
             return self.model(**tensors).logits.numpy()
+
+
+class EagerHead(Eager):
+    """transformers' BertModel of a folder, and on its hidden states the head that config.json describes, read one row at a time."""
+
+    def __init__(self, folder: str | Path, dtype: torch.dtype = torch.float32):
+        from safetensors.torch import load_file
+        from transformers import BertConfig, BertModel
+
+        try:
+            self.config = BertConfig.from_pretrained(folder, attn_implementation="eager")
+            self._head = getattr(self.config, HEAD_KEY)
+            self.model = BertModel(self.config, add_pooling_layer=self._head["pooler"]).to(dtype).eval()
+            tensors = {name: tensor.to(dtype) for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
+            self.model.load_state_dict({name.removeprefix("bert."): tensor for name, tensor in tensors.items() if name.startswith("bert.")})
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(f"{folder}: transformers cannot load its encoder, or its head cannot be read ({error})") from None
+        self._tensors = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
+
+    def state(self) -> dict[str, np.ndarray]:
+        encoder = {f"bert.{name}": tensor.float().numpy() for name, tensor in self.model.state_dict().items()}
+        return encoder | {f"head.{name}": tensor.float().numpy() for name, tensor in self._tensors.items()}
+
+    def logits(self, features: dict[str, np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(values.astype(np.int64)) for name, values in features.items()}
+            states = self.model(**tensors, output_hidden_states=True).hidden_states[1:]
+            return torch.stack([self._row(states, row, mask.bool()) for row, mask in enumerate(tensors["attention_mask"])]).numpy()
+
+    def _row(self, states: tuple[torch.Tensor, ...], row: int, is_token: torch.Tensor) -> torch.Tensor:
+        """The logits [C] of one row."""
+        vectors = []
+        for layer in self._head["layers"]:
+            state = states[layer][row]
+            parts = [self._pooled(state, is_token, how) for how in self._head["pooling"].split("_")]
+            if self._head["pooler"]:
+                parts = [torch.tanh(self.model.pooler.dense(part)) for part in parts]
+            vectors.append(torch.cat(parts))
+        stacked = torch.stack(vectors)
+        x = {"concat": stacked.flatten(), "mean": stacked.mean(dim=0), "max": stacked.amax(dim=0)}[self._head["layer_pooling"]]
+        activation = {"tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu}[self._head["activation"]]
+        for number in range(len(self._head["hidden_sizes"])):
+            x = activation(self._linear(x, f"hidden.{number}"))
+        return self._linear(x, "classifier")
+
+    def _pooled(self, state_SD: torch.Tensor, is_token: torch.Tensor, how: str) -> torch.Tensor:
+        """A layer's tokens as one vector [D]; where there is no token all columns count, and alike, as in the encoder's attention."""
+        if how == "attention":
+            scores_S = torch.tanh(self._linear(state_SD, "features.tokens.inner")) @ self._tensors["features.tokens.score.weight"][0]
+            return scores_S.masked_fill(~is_token, torch.finfo(scores_S.dtype).min).softmax(dim=0) @ state_SD
+        tokens_TD = state_SD[is_token] if is_token.any() else state_SD
+        return {"cls": state_SD[0], "mean": tokens_TD.mean(dim=0), "max": tokens_TD.amax(dim=0)}[how]
+
+    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"])
+
+
+def eager_of(folder: str | Path, dtype: torch.dtype = torch.float32) -> Eager:
+    """The eager model of a folder, whichever head it has."""
+    file = Path(folder) / "config.json"
+    own = file.is_file() and HEAD_KEY in json.loads(file.read_text(encoding="utf-8"))
+    return EagerHead(folder, dtype) if own else Eager(folder, dtype)
 
 
 class Answers:
@@ -47,7 +118,7 @@ class Answers:
     @classmethod
     def of(cls, folder: str | Path, cases: list[Case]) -> Answers:
         """Ask the model of a folder, one dtype after the other: both at once would be three times the model's size."""
-        exact, rounded = (_ask(Eager(folder, dtype), cases) for dtype in (torch.float64, torch.float32))
+        exact, rounded = (_ask(eager_of(folder, dtype), cases) for dtype in (torch.float64, torch.float32))
         return cls(exact, rounded)
 
     @property

@@ -16,7 +16,7 @@ from bertfast.report import MODEL_CONFIG_FILE
 from bertfast.tasks import Task, get_task
 from bertfast.weights import read_config, resolve_folder
 from bertfast_export.graph import INTEGERS
-from bertfast_export.planned import refuse_head, refuse_truncation
+from bertfast_export.planned import refuse_head, refuse_truncation, skipped_variants
 from bertfast_export.writer import DEFAULT_OPSET, check_opset
 
 VARIANTS = {"portable": "model.onnx", "optimized": "model_optimized.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
@@ -56,7 +56,9 @@ class Source:
         bert = self.bert = read_config(self.folder)
         if bert.problem_type == "multi_label_classification":
             raise CheckpointError(f"{self.folder}: a multi-label classifier; bertfast exports one answer a text, or a score")
-        refuse_head(head_of(bert), bert, str(self.folder))
+        self.head = head_of(bert)
+        refuse_head(self.head, f"{self.folder}: bertfast_head")
+        self.skipped = skipped_variants((*options.variants, *(["packed"] if options.packed else [])), not self.head.is_plain)
         self.model = BertClassifier.from_pretrained(str(self.folder)).eval()
         if missing := [name for name in self.model.load_report.missing if name.startswith(("classifier.", "pooler."))]:
             raise CheckpointError(f"{self.folder}: has no classification head ({missing[0]} is missing); train it first")

@@ -14,11 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from bertfast.config import Config, load_config
+from bertfast.config import BertfastConfig, Config, load_config
 from bertfast.deepspeed_keys import check_monitors
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
 from bertfast.flags import overrides, parse_command, parse_launch, starts_from_checkpoint
-from bertfast.multitask_config import exported_blocks, refuse_prediction, task_configs
+from bertfast.multitask_config import configs_of, exported_blocks, refuse_several
 from bertfast.tasks import get_task
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _predict(arguments: Namespace) -> int:
     if arguments.onnx is not None:
         return _predict_onnx(arguments)
     config = _load(arguments)
-    refuse_prediction(config)
+    refuse_several(config, "predict")
     folder = _model_folder(arguments, config)
 
     from bertfast.inputs import encoded_inputs
@@ -142,7 +142,7 @@ def _predict_onnx(arguments: Namespace) -> int:
 
 
 def _export(arguments: Namespace) -> int:
-    block = load_config(arguments.config, arguments.set).bertfast if arguments.config else None
+    block = _one_block(arguments)
     exporter().check()
     exporter().export(arguments, block, _tell_progress)
     print(f"{arguments.output}: verified; see {Path(arguments.output) / 'verification.md'}", file=sys.stderr)
@@ -150,11 +150,20 @@ def _export(arguments: Namespace) -> int:
 
 
 def _verify(arguments: Namespace) -> int:
-    block = load_config(arguments.config, arguments.set).bertfast if arguments.config else None
+    block = _one_block(arguments)
     exporter().check()
     exporter().verify(arguments, block, _tell_progress)
     print(f"{arguments.folder}: verified", file=sys.stderr)
     return 0
+
+
+def _one_block(arguments: Namespace) -> BertfastConfig | None:
+    """The block of --config for `export` and `verify`, where it is given: of one task."""
+    if not arguments.config:
+        return None
+    config = load_config(arguments.config, arguments.set)
+    refuse_several(config, arguments.command)
+    return config.bertfast
 
 
 def exporter():
@@ -180,9 +189,9 @@ def _compile(arguments: Namespace) -> int:
     config = _load(arguments)
     from bertfast.compilation import choose_targets, compile_encoders, encoder_of, print_kernels
 
-    encoder = encoder_of(config)
-    kernels = compile_encoders([encoder], choose_targets(arguments.target or ()))
-    print_kernels(kernels, encoder.source)
+    encoders = [encoder_of(part) for part in configs_of(config)]
+    kernels = compile_encoders(encoders, choose_targets(arguments.target or ()))
+    print_kernels(kernels, "; ".join(dict.fromkeys(encoder.source for encoder in encoders)))
     return 0 if all(kernel.fits for kernel in kernels) else 2
 
 
@@ -241,7 +250,7 @@ def _load(arguments: Namespace) -> Config:
         if file is None:
             raise CheckpointError(f"--checkpoint_path {folder}: no {MODEL_CONFIG_FILE} there; name the config with --config")
         config = load_config(file, overrides(arguments))
-    for part in [config] if config.bertfast.multitask is None else task_configs(config).values():
+    for part in configs_of(config):
         get_task(part.bertfast.task)
     return config
 

@@ -20,12 +20,9 @@ from bertfast.blocks import (
     Block,
     HeadConfig,
     LossConfig,
-    MultitaskConfig,
     OptimizationConfig,
     PretrainConfig,
-    SharedTask,
     TaskConfig,
-    TaskInput,
     TruncationConfig,
     check_one_source,
 )
@@ -41,9 +38,9 @@ from bertfast.deepspeed_keys import (
     VALUES,
 )
 from bertfast.errors import ConfigError
+from bertfast.multitask_blocks import MIXTURE, MultitaskConfig, SharedTask, TaskInput, check_multitask
 
 CONFIG_FOLDER = "configs"
-MIXTURE = {"name": "multitask", "text_columns": ["text"]}  # what `task` is where there are several
 
 
 class ModelConfig(Block):
@@ -157,42 +154,8 @@ class BertfastConfig(Block):
     @model_validator(mode="after")
     def _multitask_fits(self) -> BertfastConfig:
         if self.multitask is not None:
-            _check_multitask(self)
+            check_multitask(self)
         return self
-
-
-def _check_multitask(block: BertfastConfig) -> None:
-    """Raise ValueError where other blocks contradict `multitask`."""
-    if not isinstance(block.task, TaskConfig) or block.task.name != MIXTURE["name"]:
-        raise ValueError("task and multitask contradict each other: multitask.tasks names the tasks; take bertfast.task out")
-    if block.pretrain is not None:
-        raise ValueError("pretrain and multitask contradict each other: pre-train first, and then train on the tasks from its model")
-    for name in ("train_input", "eval_input"):
-        part = getattr(block, name)
-        named = [
-            key for key in ("data_dir", "data_file", "input_fn", "max_examples") if part is not None and getattr(part, key) is not None
-        ]
-        if named:
-            raise ValueError(f"{name}.{named[0]} belongs to one task: write it into {name} of that task of multitask.tasks")
-        for task in block.multitask.tasks:
-            own, budget = getattr(task, name), None if part is None else part.tokens_per_batch
-            if own is not None and budget is not None and (own.max_sequence_length or 0) > budget:
-                raise ValueError(
-                    f"{name}.tokens_per_batch is {budget}, less than max_sequence_length {own.max_sequence_length} of task {task.name}: "
-                    "its longest example would fit in no micro-batch"
-                )
-    if block.eval_input is not None and not any(task.eval_input is not None for task in block.multitask.tasks):
-        raise ValueError("eval_input tells how to evaluate, but none of multitask.tasks has an eval_input that names what; {} is the hub's")
-    if block.truncation.is_hierarchical or block.head.pieces != "mean":
-        raise ValueError(
-            "multitask reads each text once: truncation 'hierarchical' and head.pieces are for one task; choose another truncation"
-        )
-    if isinstance(block.loss.class_weights, tuple):
-        raise ValueError("loss.class_weights holds the weights of one task's classes; with multitask it can be 'balanced', or be left out")
-    if block.train_input.planner == "tokens" and block.multitask.sampling == "annealed":
-        raise ValueError(
-            "multitask.sampling 'annealed' changes from epoch to epoch how many tokens there are; use train_input.planner 'examples' with it"
-        )
 
 
 class Config:

@@ -20,7 +20,7 @@ from bertfast.loading import Loader
 from bertfast.losses import Loss
 from bertfast.metrics import compute_metrics
 from bertfast.mixture import MixedBatch, MixtureSet, quotas
-from bertfast.multitask_config import refuse_prediction, task_configs
+from bertfast.multitask_config import refuse_several, task_configs
 from bertfast.multitask_model import MultitaskClassifier, OneTask
 from bertfast.progress import counted
 from bertfast.steps import RunState
@@ -101,7 +101,7 @@ class Multitasker(Trainer):
 
     def predict(self, dataset: EncodedDataset | None = None, split: str = "test") -> None:
         """A model of several tasks does not predict; each task's own does."""
-        refuse_prediction(self.config)
+        refuse_several(self.config, "predict")
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bertfast.blocks import SharedTask, TaskInput
 from bertfast.config import BertfastConfig, Config, InputConfig
 from bertfast.errors import ConfigError
+from bertfast.multitask_blocks import SharedTask, TaskInput
 
 _HELD_FOR_ALL = ("multitask", "loss")  # the loss of a task among others is the mixture's business
 
@@ -17,15 +17,21 @@ def task_configs(config: Config) -> dict[str, Config]:
     return {task.name: Config(config.deepspeed, _block_of(block, task), config.path) for task in block.multitask.tasks}
 
 
-def refuse_prediction(config: Config) -> None:
-    """Raise ConfigError for a config of several tasks: each of their models predicts alone."""
+def configs_of(config: Config) -> list[Config]:
+    """The config of each task; of a lone one the config itself."""
+    return [config] if config.bertfast.multitask is None else list(task_configs(config).values())
+
+
+def refuse_several(config: Config, command: str) -> None:
+    """Raise ConfigError for a config of several tasks where a command (predict, export, verify) takes the model of one."""
     if config.bertfast.multitask is None:
         return
     tasks = config.bertfast.multitask.tasks
     folder = Path(config.bertfast.run.model_dir) / "model" / tasks[0].name
+    flag = "--checkpoint_path " if command == "predict" else ""
     raise ConfigError(
-        f"{config.path or 'config'}: there is a model for each of {len(tasks)} tasks ({', '.join(task.name for task in tasks)}); predict with "
-        f"one of them, without --config: --checkpoint_path {folder}"
+        f"{config.path or 'config'}: there is a model for each of {len(tasks)} tasks ({', '.join(task.name for task in tasks)}); {command} "
+        f"one at a time, without --config: {f'{flag}{folder}' if command != 'verify' else 'the bundle knows its task'}"
     )
 
 

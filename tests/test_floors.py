@@ -37,6 +37,7 @@ FLOORS = [
         "records",
         "labels",
         "synthetic_nli",
+        "multitask_blocks",
         "multitask_config",
     },
     {"model", "heads", "resolve", "architectures", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},

@@ -225,12 +225,12 @@ def test_two_ranks_and_zero_stages_follow_one_rank(folder):
     train(folder, "--model_dir", "alone", *few)
     truth = losses(folder, "alone")
     assert len(truth) == 6
-    for stage in (0, 2, 3):
+    for stage in (0, 2):
         micro = ("--set", "gradient_accumulation_steps=2") if stage == 2 else ()
         train(folder, "--model_dir", f"zero{stage}", "--set", f"zero_optimization.stage={stage}", *micro, *few, ranks=2)
         found = losses(folder, f"zero{stage}")
         assert max(abs(found[step] - truth[step]) for step in truth) < LOSSES_ZERO_STAGES, stage
-    metrics = [json.loads((folder / run / "results.json").read_text())["metrics"] for run in ("alone", "zero0", "zero3")]
+    metrics = [json.loads((folder / run / "results.json").read_text())["metrics"] for run in ("alone", "zero0", "zero2")]
     for other in metrics[1:]:
         assert {key: pytest.approx(values, abs=1e-4) for key, values in metrics[0].items()} == other
 
@@ -243,6 +243,9 @@ def test_a_resumed_run_meets_the_same_draws(folder):
     train(folder, "--model_dir", "rest", "--resume", "--checkpoint_path", str(checkpoint), *recipe)
     whole, rest = losses(folder, "whole"), losses(folder, "rest")
     assert rest == {step: loss for step, loss in whole.items() if step > 13} and len(rest) == 20
+    train(folder, "--model_dir", "proportional", *recipe, *settings(multitask__sampling="proportional"))
+    other = losses(folder, "proportional")
+    assert [step for step in whole if whole[step] == other[step]] == list(range(1, 12)), "annealing begins with the second epoch"
     output = train(folder, "--resume", "--model_dir", "whole", *recipe, *settings(multitask__sampling="uniform"), code=2)
     assert "sampling = annealed, this run has uniform" in output
 
@@ -273,6 +276,8 @@ def test_each_task_s_model_stands_alone_and_can_be_trained_on(folder, capsys):
     assert main(["predict", "cpu", "--config", str(folder / "config.json"), "--model_dir", str(folder / "run"), "--input", "x.txt"]) == 2
     assert f"--checkpoint_path {model / 'verdict'}" in capsys.readouterr().err
     (folder / "pairs.txt").write_text("good film\tdull\nthe dog\ta cat runs\n")
+    assert main(["export", str(model / "score"), "--output", "x", "--config", str(folder / "config.json")]) == 2
+    assert "export one at a time, without --config" in capsys.readouterr().err
     assert main(["eval", "cpu", "--config", str(model / "score" / "bertfast.json"), "--checkpoint_path", str(folder / "run")]) == 2
     assert f"it holds models of several tasks: give one of them, {model / 'relation'} say" in capsys.readouterr().err
     arguments = ["--checkpoint_path", str(model / "relation"), "--input", str(folder / "pairs.txt"), "--output", str(folder / "out.jsonl")]
@@ -371,3 +376,13 @@ def test_validate_checks_every_task(folder):
     )
     config["bertfast"]["multitask"]["tasks"][0]["task"] = "ax"
     assert "task ax has no training data" in rows(config, ("failed",))["config"]
+
+
+def test_kernels_are_compiled_for_every_task(folder):
+    from bertfast.compilation import encoder_of
+    from bertfast.multitask_config import configs_of
+
+    config = block_of(folder, lambda block, tasks: tasks[1]["task"].update(label_names=list(CLASSES["relation"])))
+    config["bertfast"]["multitask"]["tasks"][2]["eval_input"]["max_sequence_length"] = 99
+    shapes = [encoder_of(part).shape for part in configs_of(load_config(config))]
+    assert [(shape.num_labels, shape.max_seqlen) for shape in shapes] == [(2, 32), (3, 32), (None, 99)]

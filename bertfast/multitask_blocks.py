@@ -68,6 +68,8 @@ def check_multitask(block: BertfastConfig) -> None:
         raise ValueError("task and multitask contradict each other: multitask.tasks names the tasks; take bertfast.task out")
     if block.pretrain is not None:
         raise ValueError("pretrain and multitask contradict each other: pre-train first, and then train on the tasks from its model")
+    if block.model.load_checkpoint_states is not None:
+        raise ValueError("model.load_checkpoint_states keeps the head of one task's model; multitask makes every head anew: leave it out")
     for name in ("train_input", "eval_input"):
         part = getattr(block, name)
         named = [

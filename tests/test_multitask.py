@@ -310,6 +310,7 @@ CONFIGS = [
     pytest.param(lambda block, tasks: tasks[0].update(weight=0), "tasks.0.weight = 0", id="weight"),
     pytest.param(lambda block, tasks: block.update(task="sst2"), "task and multitask contradict each other", id="a-task-beside"),
     pytest.param(lambda block, tasks: block.update(pretrain={}), "pretrain and multitask contradict", id="pre-training"),
+    pytest.param(lambda block, tasks: block["model"].update(load_checkpoint_states="model"), "makes every head anew", id="heads"),
     pytest.param(lambda block, tasks: block["train_input"].update(data_dir="x"), "train_input.data_dir belongs to one task", id="data"),
     pytest.param(lambda block, tasks: block["eval_input"].update(max_examples=2), "eval_input.max_examples belongs", id="eval-data"),
     pytest.param(

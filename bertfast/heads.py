@@ -95,7 +95,7 @@ class Features(nn.Module):
         """One layer's tokens pooled: one or two [P, D]."""
         pooling = self.head.pooling
         if pooling == "cls":
-            return [x_XD if len(x_XD) == len(pack.cu_seqlens) - 1 else x_XD[pack.cu_seqlens[:-1].long()]]
+            return [x_XD if len(x_XD) == len(pack.cu_seqlens) - 1 else x_XD[pack.first_rows()]]
         if self.tokens is not None:
             return [self.tokens(x_XD, pack.cu_seqlens)]
         return [segment_reduce(x_XD, pack.cu_seqlens, how) for how in pooling.split("_")]

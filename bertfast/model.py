@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bertfast.blocks import HeadConfig
@@ -206,7 +207,9 @@ def pack_of(batch: PackedBatch, bits: RandomBits | None, training: bool) -> Pack
     example_ids_T = None
     if bits.key is not None:
         ids = batch.example_ids if batch.piece_ids is None else batch.piece_ids
-        example_ids_T = ids.repeat_interleave(batch.cu_seqlens.diff(), output_size=batch.num_tokens)
+        padding = (0, 1)  # tokens that belong to no sequence are those of a filler
+        lengths = F.pad(batch.cu_seqlens, padding, value=batch.num_tokens).diff()
+        example_ids_T = F.pad(ids, padding, value=-1).repeat_interleave(lengths, output_size=batch.num_tokens)
     return Pack(batch.cu_seqlens, batch.max_seqlen, example_ids_T, batch.position_ids, bits)
 
 
@@ -261,7 +264,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x_TD: torch.Tensor, pack: Pack, cls_only: bool = False, rows: torch.Tensor | None = None) -> torch.Tensor:
         dropout = pack.dropout(self.attention_p, self.attention_site)
         if cls_only:
-            cls = pack.cu_seqlens[:-1].long()
+            cls = pack.first_rows()
             q_BNH, kv_T2NH = self.qkv(x_TD, cls)
             heads_TD = varlen_cls_attention(q_BNH, kv_T2NH, pack.cu_seqlens, pack.max_seqlen, dropout)
             x_TD, pack = x_TD[cls], pack.cls_rows()

@@ -47,9 +47,13 @@ class Pack(NamedTuple):
         ids = None if self.example_ids_T is None else self.example_ids_T[which]
         return self._replace(example_ids_T=ids, position_ids_T=self.position_ids_T[which])
 
+    def first_rows(self) -> torch.Tensor:
+        """Each sequence's first row, int64 [P]. That of an empty sequence is some row: what comes of it counts nothing."""
+        return self.cu_seqlens[:-1].long().clamp(max=len(self.position_ids_T) - 1)
+
     def cls_rows(self) -> Pack:
         """The same for a tensor that holds only each sequence's first row."""
-        return self.rows(self.cu_seqlens[:-1].long())
+        return self.rows(self.first_rows())
 
     def drop(self, x_XD: torch.Tensor, p: float, site: int) -> torch.Tensor:
         """dropout(x), for rows that this pack describes; x itself where there is no dropout."""

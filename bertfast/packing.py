@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,14 @@ import torch
 from bertfast.errors import DataError
 
 IGNORE_LABEL = -100  # an example with this label (NaN for regression) counts for nothing: it fills a rank that ran out of examples
+
+
+class Extent(NamedTuple):
+    """How large a batch is: its tokens, its longest sequence in tokens, and its sequences."""
+
+    tokens: int
+    max_seqlen: int
+    sequences: int
 
 
 @dataclass
@@ -27,6 +36,8 @@ class PackedBatch:
 
     Where examples are documents in pieces, a sequence is a piece: cu_seqlens is [P + 1], cu_pieces [B + 1] says which pieces are whose, and
     piece_ids [P] are the numbers of the pieces in the data set. Otherwise a sequence is an example, and both are None.
+
+    A padded batch (see buckets.py) knows in `unpadded` how large it was. Its cu_seqlens end before T: the tokens beyond belong to no sequence.
     """
 
     input_ids: torch.Tensor
@@ -38,6 +49,11 @@ class PackedBatch:
     example_ids: torch.Tensor
     cu_pieces: torch.Tensor | None = None
     piece_ids: torch.Tensor | None = None
+    unpadded: Extent | None = None
+
+    @property
+    def extent(self) -> Extent:
+        return Extent(self.num_tokens, self.max_seqlen, self.num_sequences)
 
     @property
     def num_tokens(self) -> int:

@@ -65,8 +65,9 @@ class Window:
     def add(self, share: torch.Tensor, batches: list[PackedBatch], n_examples: int) -> None:
         """One optimizer step: this rank's share of its mean loss, its micro-batches, and the examples of the global batch."""
         self._loss += share
-        tokens = sum(batch.num_tokens for batch in batches)
-        padded = sum(batch.num_sequences * batch.max_seqlen for batch in batches)
+        extents = [batch.unpadded or batch.extent for batch in batches]
+        tokens = sum(extent.tokens for extent in extents)
+        padded = sum(extent.sequences * extent.max_seqlen for extent in extents)
         for counts in (self._since_log, self._since_save):
             counts.add(n_examples, tokens, padded)
 

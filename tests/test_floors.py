@@ -40,7 +40,7 @@ FLOORS = [
         "multitask_blocks",
         "multitask_config",
     },
-    {"model", "heads", "resolve", "architectures", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},
+    {"buckets", "model", "heads", "resolve", "architectures", "memory", "arrow", "sources", "input_fn", "tokenizing", "encoded"},
     {
         "data",
         "checkpoint",

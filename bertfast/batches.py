@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from bertfast.buckets import bucket_of, padded
 from bertfast.config import InputConfig
 from bertfast.data import EncodedDataset
 from bertfast.engine import Ranks
 from bertfast.packing import PackedBatch
 from bertfast.planning import Plan, plan_examples, plan_sequential, plan_tokens
+from bertfast.prefetch import prefetched
 from bertfast.resolve import BatchSizes
-from bertfast.steps import ahead
 
 
 class TrainingBatches:
@@ -28,21 +29,26 @@ class TrainingBatches:
         """Examples of the global batch of `step`, counted from 0 over the run. Of the epoch that was last handed out."""
         return self.plan.num_examples(self._place(step)[1] % len(self.plan))
 
-    def steps(self, first: int, total: int) -> Iterator[tuple[int, list[PackedBatch]]]:
-        """(step, this rank's micro-batches), packed ahead of need on a thread of their own."""
-        planned, plan = 0, self.plan
+    def steps(self, first: int, total: int, in_buckets: bool = False) -> Iterator[tuple[int, list[PackedBatch]]]:
+        """(step, this rank's micro-batches, padded to their buckets where asked), made ahead of need on a thread of their own."""
+        plans = {0: self.plan}  # of the epochs that batches are being made of, and of the one that is handed out
 
-        def pack(step: int) -> tuple[int, Plan, list[PackedBatch]]:
-            nonlocal planned, plan
+        def pack(step: int) -> list[PackedBatch]:
             epoch, index = self._place(step)
-            if epoch != planned:
-                planned, plan = epoch, self._plan(epoch)
+            if epoch not in plans:
+                plans[epoch] = self._plan(epoch)
+            plan = plans[epoch]
             # An epoch of tasks that are sampled may pack into a step more or less than the first: so many are left out, or taken twice.
             parts = plan.micro_batches(index % len(plan), self._ranks.rank)
             batches = [self._dataset.training_batch(part, epoch) for part in parts]
-            return step, plan, on_device(batches, self._ranks)
+            return [padded(batch, bucket_of(batch.extent)) for batch in batches] if in_buckets else batches
 
-        for step, self.plan, batches in ahead(pack, range(first, total)):
+        steps = range(first, total)
+        for step, batches in zip(steps, prefetched(pack, steps, self._ranks.device), strict=False):
+            epoch, _ = self._place(step)
+            self.plan = plans[epoch]
+            for past in [number for number in plans if number < epoch]:
+                del plans[past]
             yield step, batches
 
     def _place(self, step: int) -> tuple[int, int]:
@@ -69,11 +75,11 @@ def compute_logits(model, dataset: EncodedDataset, source: InputConfig, num_labe
     model.eval()
 
     def pack(step: int) -> list[PackedBatch]:
-        return on_device([dataset.batch(part) for part in plan.micro_batches(step, ranks.rank)], ranks)
+        return [dataset.batch(part) for part in plan.micro_batches(step, ranks.rank)]
 
     ids, rows = [torch.zeros(0, dtype=torch.int32, device=ranks.device)], [torch.zeros(0, num_labels, device=ranks.device)]
     with torch.inference_mode():
-        for batches in ahead(pack, range(len(plan))):
+        for batches in prefetched(pack, range(len(plan)), ranks.device):
             for batch in batches:
                 rows.append(model(batch).float())
                 ids.append(batch.example_ids)
@@ -81,10 +87,3 @@ def compute_logits(model, dataset: EncodedDataset, source: InputConfig, num_labe
     for ids_B, logits_BC in ranks.gather((torch.cat(ids).cpu().numpy(), torch.cat(rows).cpu().numpy())):
         logits[ids_B[ids_B >= 0]] = logits_BC[ids_B >= 0]
     return logits
-
-
-def on_device(batches: list[PackedBatch], ranks: Ranks) -> list[PackedBatch]:
-    """The batches on the rank's device; copies to a GPU do not wait for it."""
-    if ranks.device.type == "cpu":
-        return batches
-    return [batch.pin_memory().to(ranks.device, non_blocking=True) for batch in batches]

@@ -21,6 +21,15 @@ class RandomBits(NamedTuple):
     stream: np.random.Generator | None = None
 
     @classmethod
+    def of_step(cls, seed: int, step: int, device: torch.device, place: tuple[int, int] | None = None) -> RandomBits:
+        """Those of an optimizer step: a key on `device`, or a stream of its own for each place (micro-step, rank)."""
+        if place is not None:
+            return cls(stream=np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, step, *place]))))
+        key = torch.full((2,), step, dtype=torch.int64, device=device)  # filled in there: a copy from the host would wait for the GPU
+        key[:1].fill_(seed)
+        return cls(key=key)
+
+    @classmethod
     def from_torch(cls, device: torch.device) -> RandomBits:
         """A stream on a CPU, a key elsewhere, seeded by torch's own generator, so that torch.manual_seed decides it."""
         if device.type != "cpu":

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bertfast.batches import on_device
 from bertfast.config import InputConfig
 from bertfast.engine import model_folder
 from bertfast.errors import ConfigError
 from bertfast.loading import Loader
 from bertfast.packing import PackedBatch
 from bertfast.planning import plan_sequential
+from bertfast.prefetch import prefetched
 from bertfast.pretraining_data import PRETRAINING, PretrainingSet, load_pretraining_set
 from bertfast.pretraining_model import BertPretrainer, MaskedBatch
-from bertfast.steps import ahead
 from bertfast.tasks import get_task
 from bertfast.trainer import Trainer
 from bertfast.weights import read_config, resolve_folder
@@ -76,7 +75,7 @@ class Pretrainer(Trainer):
         return None
 
     def _step(self, step: int, batches: list[MaskedBatch]) -> torch.Tensor:
-        masked = torch.tensor(sum(len(batch.masked_rows) for batch in batches), dtype=torch.float32, device=self.ranks.device)
+        masked = torch.full((), sum(len(batch.masked_rows) for batch in batches), dtype=torch.float32, device=self.ranks.device)
         self.n_masked = self.ranks.sum(masked).clamp(min=1)  # of the global batch; a tensor, so that a GPU is not waited for
         return super()._step(step, batches)
 
@@ -98,10 +97,10 @@ class Pretrainer(Trainer):
         sums = torch.zeros(6, dtype=torch.float64, device=self.ranks.device)
 
         def pack(step: int) -> list[PackedBatch]:
-            return on_device([dataset.batch(part) for part in plan.micro_batches(step, self.ranks.rank)], self.ranks)
+            return [dataset.batch(part) for part in plan.micro_batches(step, self.ranks.rank)]
 
         with torch.inference_mode():
-            for batches in ahead(pack, range(len(plan))):
+            for batches in prefetched(pack, range(len(plan)), self.ranks.device):
                 for batch in batches:
                     sums += _sums(batch, *model(batch))
         masked, mlm, right, examples, nsp, told = self.ranks.sum(sums).tolist()

@@ -1,14 +1,11 @@
-"""The small parts of a training loop: work done ahead, SIGTERM, rates over a window of steps, and the watch on the loss."""
+"""The small parts of a training loop: SIGTERM, rates over a window of steps, and the watch on the loss."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 
@@ -17,26 +14,7 @@ from bertfast.engine import Ranks
 from bertfast.errors import NonFiniteLossError
 from bertfast.packing import PackedBatch
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
-
-_AHEAD = 3  # steps whose batches are ready before they are needed
 _EXAMPLES_NAMED = 8  # of a loss that is not finite
-
-
-def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`work` of each item, in order, done a few items ahead on a thread of its own."""
-    with ThreadPoolExecutor(1, thread_name_prefix="bertfast-batches") as pool:
-        pending = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) > _AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 class RunState(NamedTuple):

@@ -24,6 +24,7 @@ FLOORS = [
         "truncation",
         "schedules",
         "masking",
+        "capture",
     },
     {
         "config",
@@ -56,9 +57,10 @@ FLOORS = [
         "report",
         "progress",
         "profiling",
+        "prefetch",
     },
     {"engine", "steps", "inputs", "convert", "pretraining_data", "search", "trials", "sweep_report"},
-    {"batches", "keeping", "loading"},
+    {"batches", "graphs", "keeping", "loading"},
     {
         "trainer",
         "pretraining",

@@ -98,6 +98,9 @@ class RunConfig(Block):
     keep_checkpoints: int = Field(default=2, ge=1)
     early_stopping_patience: int | None = Field(default=None, ge=1)  # evaluations without a better metric
     packing_invariant_dropout: bool | None = None  # left out: on for a GPU, off on a CPU, where it is slower
+    # Forward and backward as CUDA graphs, on micro-batches padded to few sizes. "auto": on a GPU wherever the rest of the config allows it, and the
+    # run's log says where it does not. true: an error where it cannot be.
+    cuda_graphs: Literal["auto"] | bool = "auto"
     threads: int | None = Field(default=None, ge=1)  # CPU threads per rank; left out: all cores, shared between the ranks of a machine
 
 

@@ -15,11 +15,13 @@ import torch
 
 from bertfast import report
 from bertfast.batches import TrainingBatches, compute_logits
+from bertfast.capture import Capture
 from bertfast.config import Config, InputConfig
 from bertfast.data import EncodedDataset
 from bertfast.deepspeed_keys import check_monitors
 from bertfast.engine import build_engine, join_ranks, rates_by_part, start_ranks
 from bertfast.errors import ConfigError, Terminated
+from bertfast.graphs import graphs_for
 from bertfast.keeping import Keeper
 from bertfast.loading import Loader, check_fit
 from bertfast.losses import Loss
@@ -47,6 +49,7 @@ class Trainer:
 
     loader_class: type[Loader] = Loader
     keeper_class: type[Keeper] = Keeper
+    capture: type[Capture] | None = None  # what records CUDA graphs, where it is not torch
 
     def __init__(
         self,
@@ -125,7 +128,7 @@ class Trainer:
     def _fit(self, state: RunState, progress: Progress) -> RunState:
         window = Window(self.ranks)
         self.watch = LossWatch(self.train_set, self.ranks)
-        steps = self.batches.steps(state.step, self.total_steps)
+        steps = self.batches.steps(state.step, self.total_steps, in_buckets=self.graphs is not None)
         if self.profile and self.ranks.is_first:
             steps = RunProfiler(self.model_dir / "profile", self.engine, self.ranks.device.type == "cuda", progress.say).steps(steps)
         for step, batches in steps:
@@ -169,7 +172,7 @@ class Trainer:
                 self.learning_rate, self.part_rates = (
                     self.engine.get_lr()[0],
                     rates_by_part(self.engine),
-                )  # of this step; engine.step() sets the next one's
+                )  # engine.step() sets the next ones
                 if self.ranks.device.type == "cpu":
                     self.watch.check()  # before a weight is touched
             self.engine.step()
@@ -185,10 +188,7 @@ class Trainer:
 
     def _random_bits(self, step: int, micro_step: int) -> RandomBits:
         """Dropout's bits, from seed and step alone, so that a resumed run meets the same."""
-        if self.invariant_dropout:
-            return RandomBits(key=torch.tensor([self.run.seed, step], device=self.ranks.device))
-        entropy = np.random.SeedSequence([self.run.seed, step, micro_step, self.ranks.rank])
-        return RandomBits(stream=np.random.Generator(np.random.SFC64(entropy)))
+        return RandomBits.of_step(self.run.seed, step, self.ranks.device, None if self.invariant_dropout else (micro_step, self.ranks.rank))
 
     # ----------------------------------------------------------------------------------------------------------- preparation
 
@@ -212,12 +212,12 @@ class Trainer:
         self.total_steps = resolve_total_steps(self.settings, self.steps_per_epoch)
         self.eval_every = (self.run.eval_steps or self.steps_per_epoch) if self.eval_sets else None
         self.save_every = self.run.save_steps or self.eval_every or self.steps_per_epoch
-        self.invariant_dropout = self.run.packing_invariant_dropout
-        if self.invariant_dropout is None:
-            self.invariant_dropout = self.ranks.device.type != "cpu"
+        asked = self.run.packing_invariant_dropout
+        self.invariant_dropout = self.ranks.device.type != "cpu" if asked is None else asked
         self.load_report = model.load_report
         self.loss = self._loss()
         self.engine = build_engine(model, self.config, sizes, self.total_steps, self.ranks, self.steps_per_epoch)
+        self.graphs, self.graphs_line = graphs_for(model, self.config, sizes, self.ranks.device, self.invariant_dropout, self.capture)
         self.keeper = self.keeper_class(self.config, self.task, self.engine, tokenizer, self._identity(), self._results, self.ranks)
         self._mark("engine")
 
@@ -251,9 +251,8 @@ class Trainer:
         asked = self.config.deepspeed.get("zero_optimization", {}).get("stage", 0)
         if asked != self.engine.zero_optimization_stage():
             lines.append(f"ZeRO stage {asked} has nothing to divide on one rank: it runs as stage 0")
-        if state.step:
-            lines.append(f"resuming after step {state.step}")
-        return lines
+        resuming = f"resuming after step {state.step}" if state.step else None
+        return lines + [line for line in (self.graphs_line, resuming) if line]
 
     # -------------------------------------------------------------------------------------------------- evaluation, records
 
@@ -301,6 +300,7 @@ class Trainer:
                 "device": self.ranks.device.type,
                 "precision": self.precision,
                 "zero_stage": self.engine.zero_optimization_stage(),
+                **({} if self.graphs is None else {"cuda_graphs": dict(self.graphs.counts)}),
             },
         }
 

@@ -136,6 +136,8 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
         # As stage 0, and with the model casting float32 weights itself in bf16, a step of MiniLM on two cores takes 80 and 20 ms less.
         zero["stage"] = 0
         raw.pop("bf16", None)
+    elif precision == "bf16" and is_lone_gpu_without_zero(config, sizes.world_size, device_type):
+        raw.pop("bf16")  # DeepSpeed would go through the parameters one by one, in Python, in every step
     _refuse_auto(raw, ())
     return raw
 
@@ -156,6 +158,12 @@ def is_lone_cpu(config: Config, world_size: int, device_type: str) -> bool:
     zero = config.deepspeed.get("zero_optimization", {})
     offloads = any(isinstance(value, dict) and value.get("device", "none") != "none" for value in zero.values())
     return device_type == "cpu" and world_size == 1 and not offloads and "data_types" not in config.deepspeed
+
+
+def is_lone_gpu_without_zero(config: Config, world_size: int, device_type: str) -> bool:
+    """Whether there is one rank, on a GPU, under ZeRO stage 0: in bf16 the model then casts its own float32 weights, as on a CPU."""
+    stage = config.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    return device_type == "cuda" and world_size == 1 and stage == 0 and "data_types" not in config.deepspeed
 
 
 def resolve_total_steps(config: BertfastConfig, steps_per_epoch: int) -> int:

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import environment, need_deepspeed
 
 from bertfast.config import load_config
-from bertfast.engine import free_abandoned_builds
+from bertfast.engine import clip_gradients, free_abandoned_builds
 from bertfast.resolve import BatchSizes, resolve_deepspeed
 
 
@@ -35,6 +36,7 @@ OFFLOAD = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
         pytest.param({"stage": 1}, 1, "cpu", 0, id="one-cpu-rank-has-nothing-to-divide"),
         pytest.param({"stage": 1}, 2, "cpu", 1, id="two-cpu-ranks"),
         pytest.param({"stage": 1}, 1, "cuda", 1, id="one-gpu"),
+        pytest.param({"stage": 0}, 1, "cuda", 0, id="one-gpu-with-nothing-divided"),
         pytest.param(OFFLOAD, 1, "cpu", 2, id="offload"),
     ],
 )
@@ -45,6 +47,26 @@ def test_zero_on_a_lone_cpu_rank_is_stage_0(zero, ranks, device, stage):
     resolved = resolve_deepspeed(config, BatchSizes(32 * ranks, 32, 1, ranks), 10, device, 128)
     assert resolved["zero_optimization"]["stage"] == stage
     assert resolved.get("bf16", {}).get("enabled", False) == (stage > 0), "where DeepSpeed does not keep bf16, the model does"
+
+
+@pytest.mark.parametrize("scale", [1e-3, 10.0], ids=["below-the-norm", "above-it"])
+def test_clipping_for_all_parameters_at_once_is_deepspeed_s(scale):
+    """DeepSpeed's own goes through the parameters one by one, and copies numbers to the device."""
+    need_deepspeed()
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    from bertfast.engine import join_ranks, start_ranks
+
+    join_ranks(start_ranks("cpu", 1))
+    results = []
+    for clip in (lambda engine: clip_grad_norm_(engine.module.parameters(), 1.0), clip_gradients):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter) * scale
+        clip(SimpleNamespace(module=module, gradient_clipping=lambda: 1.0))
+        results.append(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]))
+    assert torch.allclose(*results, rtol=1e-5, atol=0) and results[0].norm() <= 1.0001
 
 
 def test_bf16_products_of_float32_weights_are_near_float32_ones(tmp_path):

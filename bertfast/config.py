@@ -53,6 +53,8 @@ class ModelConfig(Block):
     load_checkpoint_states: Literal["model"] | None = None  # "model": from a training checkpoint, take the weights and nothing else
     hidden_dropout_prob: float | None = Field(default=None, ge=0, lt=1)
     attention_probs_dropout_prob: float | None = Field(default=None, ge=0, lt=1)
+    # "selective": outputs of GELU and LayerNorm, and dropout's masks, are computed again in the backward: 5/16 less activations to keep
+    gradient_checkpointing: Literal[False, "selective"] = False
 
 
 class InputConfig(Block):

@@ -129,6 +129,8 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
         model.compute_dtype = torch.bfloat16
     block, optimization = resolved["optimizer"], config.bertfast.optimization
     kind, params = str(block.get("type", "AdamW")).lower(), block["params"]
+    for layer in model.layers:
+        layer.recomputes = config.bertfast.model.gradient_checkpointing == "selective"
     groups = trained_groups(model, params, optimization)
     names = [group.pop("name", None) for group in groups]  # DeepSpeed copies groups by their keys, and knows these not
     depths = [group.pop("depth", 0) for group in groups]

@@ -63,13 +63,14 @@ def estimate_memory(
     return MemoryEstimate(parameters, gradients, optimizer, activations, host)
 
 
-def activation_bytes(config: BertConfig, n_tokens: int, precision: Precision) -> float:
+def activation_bytes(config: BertConfig, n_tokens: int, precision: Precision, selective: bool = False) -> float:
     """Bytes that the forward pass of `n_tokens` packed tokens keeps for the backward pass.
 
     Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models", equation 1) without the attention scores,
     which are recomputed: a token keeps in each layer 8D + 2F numbers (the inputs of the products, of GELU and of both LayerNorms, and the
     queries, keys and values) and 2D bytes of dropout masks; D is the hidden size, F the feed-forward size. With F = 4D in 16 bits: 34D.
+    selective: GELU, a LayerNorm and the masks are recomputed (see recompute.py), which leaves 7D + F numbers.
     """
     size, wide = config.hidden_size, config.intermediate_size
-    per_layer = BYTES[precision] * (8 * size + 2 * wide) + 2 * size
+    per_layer = BYTES[precision] * (7 * size + wide) if selective else BYTES[precision] * (8 * size + 2 * wide) + 2 * size
     return float(n_tokens) * config.num_hidden_layers * per_layer

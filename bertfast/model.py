@@ -17,6 +17,7 @@ from bertfast.errors import CheckpointError
 from bertfast.heads import ACTIVATIONS, Features, head_of, set_head
 from bertfast.modules import Linear, Pack, RandomBits
 from bertfast.packing import IGNORE_LABEL, PackedBatch
+from bertfast.recompute import selectively
 from bertfast.weights import (
     OWN_ARCHITECTURE,
     LoadReport,
@@ -246,7 +247,7 @@ class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each with dropout, residual and LayerNorm: [T, D] -> [T, D].
 
     With cls_only, the queries and all that follows them are computed for the [CLS] rows alone: [B, D]. With rows, int64 [R], all that follows
-    the attention is computed for those: [R, D].
+    the attention is computed for those: [R, D]. With `recomputes`, what is cheap to compute is not kept for the backward (see recompute.py).
     """
 
     def __init__(self, config: BertConfig, index: int):
@@ -260,6 +261,7 @@ class EncoderLayer(nn.Module):
         self.ffn_down = Linear(wide, size, bias=False)
         self.ffn_norm = DropoutAddLayerNorm(config, site=3 * index + 3)
         self.attention_p, self.attention_site = config.attention_probs_dropout_prob, 3 * index + 1
+        self.recomputes = False
 
     def forward(self, x_TD: torch.Tensor, pack: Pack, cls_only: bool = False, rows: torch.Tensor | None = None) -> torch.Tensor:
         dropout = pack.dropout(self.attention_p, self.attention_site)
@@ -272,6 +274,11 @@ class EncoderLayer(nn.Module):
             heads_TD = varlen_attention(self.qkv(x_TD), pack.cu_seqlens, pack.max_seqlen, dropout)
         if rows is not None:
             heads_TD, x_TD, pack = heads_TD.index_select(0, rows), x_TD.index_select(0, rows), pack.rows(rows)
+        if self.recomputes and not cls_only and torch.is_grad_enabled():
+            return selectively(self._after_attention, heads_TD, x_TD, pack)
+        return self._after_attention(heads_TD, x_TD, pack)
+
+    def _after_attention(self, heads_TD: torch.Tensor, x_TD: torch.Tensor, pack: Pack) -> torch.Tensor:
         x_TD = self.attention_norm(self.attention_out(heads_TD), x_TD, pack)
         return self.ffn_norm(self.ffn_down(self.gelu(self.ffn_up(x_TD))), x_TD, pack)
 

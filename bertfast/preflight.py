@@ -213,7 +213,7 @@ def check_memory(config: Config, precision: Precision, model: torch.nn.Module, p
     offload = {name: (zero.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = _largest_micro_batch(plan, train.training_lengths(0))
-    activations = activation_bytes(model.config, tokens, precision)
+    activations = activation_bytes(model.config, tokens, precision, config.bertfast.model.gradient_checkpointing == "selective")
     estimate = estimate_memory(parameters, precision, stage, plan.world_size, **offload, activations=activations)
     parts = {
         "parameters": estimate.parameters,

@@ -27,6 +27,7 @@ FLOORS = [
         "capture",
     },
     {
+        "recompute",
         "config",
         "atomic",
         "partition",

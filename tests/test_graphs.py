@@ -81,12 +81,14 @@ def gradients_of(model, batch, step):
 SHORT, LONG = [5, 9, 2, 7], [40, 33, 12, 20, 25]  # of two buckets
 
 
-@pytest.mark.parametrize("lends", [True, False])
-def test_replays_give_what_the_plain_path_gives(lends):
+@pytest.mark.parametrize("recomputes", [False, True], ids=["", "recomputing"])
+@pytest.mark.parametrize("lends", [True, False], ids=["lent", "copied"])
+def test_replays_give_what_the_plain_path_gives(lends, recomputes):
     """Buckets in turn, new ids, lengths and keys each time: the static memory must hold those of now."""
     plain, model = tiny().train(), tiny().train()
     capture = StubCapture()
     model.forward = graphed = GraphedForward(model, capture, lends, common_after=1)
+    model.layers[0].recomputes = recomputes
     for step in range(8):
         lengths = np.random.default_rng(step).permutation(SHORT if step % 2 else LONG).tolist()
         batch = batch_of(lengths, seed=step)

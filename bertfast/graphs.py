@@ -13,6 +13,7 @@ takes the plain path, padded all the same. Recordings share one pool of memory, 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -76,6 +77,7 @@ def obstacle(config: Config, device: torch.device | None, invariant_dropout: boo
         f"DeepSpeed's {' and '.join(changes)} changes the step": bool(changes),
         "run.packing_invariant_dropout is false, and a replay needs dropout by key": not invariant_dropout,
         "pre-training has masked tokens, whose number changes": block.pretrain is not None,
+        "several tasks share a batch in numbers that change": block.multitask is not None,
         "the pieces of truncation 'hierarchical' cannot be padded": block.truncation.is_hierarchical,
         f"head.pooling {block.head.pooling!r} knows no empty sequences": block.head.pooling != "cls",
         "loss.r_drop makes two of each example": bool(block.loss.r_drop),
@@ -145,6 +147,7 @@ class GraphedForward:
                 raise BertfastError(
                     f"a micro-batch of {bucket} could not be recorded as a CUDA graph ({self.fault}); set bertfast.run.cuda_graphs to false"
                 ) from error
+            warnings.warn(f"CUDA graphs: off from here on, a micro-batch of {bucket} could not be recorded ({self.fault})", stacklevel=2)
             return
         self.turn += 1
         self.counts["graphs"] += 1

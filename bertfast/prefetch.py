@@ -65,8 +65,8 @@ class Arriving(NamedTuple):
     def send(cls, batches: list[PackedBatch], device: torch.device, stream: torch.cuda.Stream) -> Arriving:
         """Start the copy; on the thread that makes the batches."""
         places, size = layout_of(batches)
-        pinned = write_into(torch.empty(size, dtype=torch.uint8, pin_memory=True), batches, places)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream):  # and its device: a thread begins with the first GPU, whichever the rank's is
+            pinned = write_into(torch.empty(size, dtype=torch.uint8, pin_memory=True), batches, places)
             buffer = pinned.to(device, non_blocking=True)  # the pinned memory is used again only when this copy is done
             return cls(buffer, batches, places, stream.record_event())
 

@@ -88,12 +88,12 @@ def run_checks(load: Callable[[], Config], device: str | None = None, export: Ca
         train, task = preflight.check_inputs(checks, config, tokenizer, checkpoint)
         model = checks.make("weights", preflight.check_weights, config, checkpoint, task)
     if config.bertfast.train_input is not None:
+        loss = None if several else checks.make("loss", recipe_checks.check_loss, config, task, train)
         plan = checks.make("packing", preflight.check_plan, config, sizes, train)
         checks.make("optimizer", partial(recipe_checks.check_optimizer, config, device), precision, sizes, plan, model)
         if several:
             checks.make("one step", multitask_preflight.check_step, model, plan, train)
         else:
-            loss = checks.make("loss", recipe_checks.check_loss, config, task, train)
             checks.make("one step", preflight.check_step, model, plan, train, loss)
         checks.make("memory per rank", preflight.check_memory, config, precision, model, plan, train)
     if config.bertfast.export is not None and export is not None:

@@ -76,6 +76,10 @@ def seconds_and_tokens(results: dict[str, Any]) -> dict[str, Any]:
     return {"train_seconds": training["train_seconds"], "tokens": round(training["tokens_per_second"] * training["train_seconds"])}
 
 
+def counted_epochs(epochs: float) -> str:
+    return f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+
+
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean and sample standard deviation (None of one value), with the values themselves."""
     return {
@@ -143,7 +147,7 @@ def measure_documents(options: Any, folder: Path) -> list[dict[str, Any]]:
             block["run"] |= {"epochs": options.epochs, "seed": seed}
             found.append(run("train", config, folder / f"imdb-{name}-{seed}"))
         each = [seconds_and_tokens(results) for results in found]
-        case = f"IMDb, {options.documents} rows, {options.epochs:g} epochs, {options.length} tokens"
+        case = f"IMDb, {options.documents} rows, {counted_epochs(options.epochs)}, {options.length} tokens"
         row = {"case": case, "contender": name, "accuracy": spread([next(iter(r["metrics"].values()))["accuracy"] for r in found])}
         row["train_seconds"] = round(float(np.mean([one["train_seconds"] for one in each])), 1)
         row["tokens"] = round(float(np.mean([one["tokens"] for one in each])))
@@ -210,31 +214,31 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--texts", nargs="+", choices=list(TEXTS), help="further: what to pre-train on; left out: both, or sst2 with --quick"
     )
-    parser.add_argument("--steps", type=int, help="further: optimizer steps; left out: 200, or 2 with --quick")
+    parser.add_argument("--steps", type=int, help="further: optimizer steps; left out: 150, or 2 with --quick")
     parser.add_argument("--tokens", type=int, help="further: tokens in a step; left out: 4096, or 512 with --quick")
     parser.add_argument("--rows", type=int, help="further: training rows of SST-2; left out: 4000, or 64 with --quick")
     parser.add_argument("--length", type=int, help="documents: max_sequence_length; left out: 128")
     parser.add_argument("--documents", type=int, help="documents: training rows; left out: 2000, or 32 with --quick")
-    parser.add_argument("--eval_documents", type=int, help="documents: rows to evaluate on; left out: 2000, or 32 with --quick")
-    parser.add_argument("--epochs", type=float, help="documents; left out: 2, or 1 with --quick")
+    parser.add_argument("--eval_documents", type=int, help="documents: rows to evaluate on; left out: 1000, or 32 with --quick")
+    parser.add_argument("--epochs", type=float, help="documents; left out: 1")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="of speed")
-    parser.add_argument("--rounds", type=int, help="speed; left out: 10, or 8 with --quick")
-    parser.add_argument("--round_steps", type=int, help="speed: steps in a round; left out: 2, or 1 with --quick")
+    parser.add_argument("--rounds", type=int, help="speed; left out: 12, or 8 with --quick")
+    parser.add_argument("--round_steps", type=int, default=1, help="speed: steps in a round")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(words)
     full = {
-        "steps": 200,
+        "steps": 150,
         "tokens": 4096,
         "rows": 4000,
         "length": 128,
         "documents": 2000,
-        "eval_documents": 2000,
-        "epochs": 2.0,
-        "rounds": 10,
+        "eval_documents": 1000,
+        "epochs": 1.0,
+        "rounds": 12,
     }
-    quick = {"steps": 2, "tokens": 512, "rows": 64, "documents": 32, "eval_documents": 32, "epochs": 1.0, "rounds": 8, "round_steps": 1}
+    quick = {"steps": 2, "tokens": 512, "rows": 64, "documents": 32, "eval_documents": 32, "rounds": 8}
     options.texts = options.texts or (["sst2"] if options.quick else list(TEXTS))
-    for name, value in {**full, "round_steps": 2, **(quick if options.quick else {})}.items():
+    for name, value in {**full, **(quick if options.quick else {})}.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     return options

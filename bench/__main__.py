@@ -29,16 +29,20 @@ SUITES = {  # suite: its words with --quick, its words without
     "recipes": (["--quick"], []),
 }
 _LEFT_OUT_OF_QUICK = ("scale", "recipes")
+_ON_GPU = {
+    "kernels": ([], []),
+    "gpu_step": (["--parts", "step", "--lengths", "mnli", "--batches", "32", "--precisions", "bf16"], []),
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--suites", nargs="+", choices=[*SUITES, "kernels"])
+    parser.add_argument("--suites", nargs="+", choices=[*SUITES, *_ON_GPU])
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "bench")
     options = parser.parse_args(words)
     on_gpu = torch.cuda.is_available()
-    chosen = options.suites or [name for name in SUITES if not (options.quick and name in _LEFT_OUT_OF_QUICK)] + ["kernels"] * on_gpu
+    chosen = options.suites or [name for name in SUITES if not (options.quick and name in _LEFT_OUT_OF_QUICK)] + list(_ON_GPU) * on_gpu
     options.output = options.output.resolve()
     logs = ROOT / "runs" / "bench"
     for folder in (options.output, logs):
@@ -49,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
         file.unlink(missing_ok=True)
         began = time.perf_counter()
         print(f"{name} ...", flush=True)
-        more = SUITES.get(name, ([], []))[not options.quick]
+        more = (SUITES | _ON_GPU)[name][not options.quick]
         with open(logs / f"{name}.log", "w", encoding="utf-8") as log:
             command = [sys.executable, "-m", f"bench.bench_{name}", *more, "--output", str(file)]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, stdin=subprocess.DEVNULL)

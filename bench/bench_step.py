@@ -32,9 +32,15 @@ BASES = (BASELINE, "transformers fp32, length-grouped", "transformers bf16 autoc
 
 
 def measure(
-    size: str, lengths_name: str, batch_size: int, peers: Sequence[Peer], rates: dict[str, float], options: Any
+    size: str,
+    lengths_name: str,
+    batch_size: int,
+    peers: Sequence[Peer],
+    rates: dict[str, float],
+    options: Any,
+    bases: Sequence[str] = BASES,
 ) -> list[dict[str, Any]]:
-    """The rows of one case: one a contender, and those that could not run with the reason."""
+    """The rows of one case: one a contender, and those that could not run with the reason. bases: contenders that ratios are given to."""
     steps = options.rounds * options.steps
     lengths = lengths_of(lengths_name, steps * batch_size, options.seed)
     common = {"suite": "step", "case": f"{size}, {lengths_name}, batch {batch_size}", "model": size, "lengths": lengths_name}
@@ -44,7 +50,7 @@ def measure(
         job = Job(Path(folder), lengths, batch_size, options.rounds, options.steps, options.device, options.seed, options.profile)
         outcome = contest(peers, job)
     flops = network_of(size).training_flops(lengths) / steps
-    rows = timing_rows(common, outcome.seconds, BASES)
+    rows = timing_rows(common, outcome.seconds, bases)
     for row in rows:
         peer, taken = PEERS[row["contender"]], np.array(row["seconds"])
         row["samples_per_second"] = [round(float(value), 2) for value in batch_size / taken[::-1]]

@@ -146,6 +146,8 @@ class _Worker:
         self.contender.set_dropout(False)
         found = [self.contender.step(self.first).item() for _ in range(CHECKED_STEPS)]
         self.contender.set_dropout(True)
+        for batch in self.contender.warming(self.batches):
+            self.contender.step(batch)
         return found
 
     def round(self, index: int) -> float:

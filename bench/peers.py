@@ -33,6 +33,9 @@ class Peer:
     attention: str = "sdpa"
     fused: bool = True  # AdamW
     grouped: bool = False  # its batches hold examples of like lengths
+    graphs: bool = False  # ours: batches padded to buckets, forward and backward replayed (on a CPU there is nothing to replay)
+    recomputes: bool = False  # ours: selective gradient checkpointing
+    stage: int = 0  # ours: of ZeRO
 
     @property
     def needs_deepspeed(self) -> bool:
@@ -52,6 +55,8 @@ PEERS = {
         Peer("transformers bf16 autocast, length-grouped", "loop", "bf16", grouped=True),
         Peer("transformers bf16 autocast, torch.compile", "compile", "bf16"),
         Peer("transformers fp16 autocast", "loop", "fp16"),
+        Peer("transformers fp16 autocast, length-grouped", "loop", "fp16", grouped=True),
+        Peer("transformers fp16 autocast, torch.compile", "compile", "fp16"),
         Peer("DeepSpeed, transformers fp32", "deepspeed"),
         Peer("DeepSpeed, transformers bf16", "deepspeed", "bf16"),
         Peer("DeepSpeed, transformers fp16", "deepspeed", "fp16"),
@@ -60,6 +65,9 @@ PEERS = {
         Peer("bertfast fp32", "bertfast"),
         Peer("bertfast bf16", "bertfast", "bf16"),
         Peer("bertfast fp16", "bertfast", "fp16"),
+        Peer("bertfast bf16, graphs", "bertfast", "bf16", graphs=True),
+        Peer("bertfast bf16, graphs, recomputing", "bertfast", "bf16", graphs=True, recomputes=True),
+        Peer("bertfast fp16, graphs, ZeRO 1", "bertfast", "fp16", graphs=True, stage=1),
     )
 }
 QUICK = (BASELINE, "transformers fp32, length-grouped", "transformers bf16 autocast", "bertfast fp32", "bertfast bf16")
@@ -72,11 +80,13 @@ def peers_for(device: str, names: Sequence[str] | None = None) -> list[Peer]:
 
 @dataclass
 class Contender:
-    """One contender at work. prepare(batch): its form of a batch, made ahead of time. step(prepared): a whole optimizer step; its mean loss."""
+    """One contender at work. prepare(batch): its form of a batch, made ahead of time. step(prepared): a whole optimizer step; its mean loss.
+    warming(prepared batches): those that it must meet, in this order, before it is timed."""
 
     prepare: Callable[[PackedBatch], Any]
     step: Callable[[Any], Tensor]
     module: nn.Module
+    warming: Callable[[Sequence[Any]], Sequence[Any]] = lambda batches: ()
 
     def set_dropout(self, on: bool) -> None:
         """Off is the module's evaluation mode, which changes nothing else in a BERT: gradients flow, and steps are taken."""
@@ -208,12 +218,12 @@ def _bits(device: str) -> Callable[[], Any]:
 
     count = iter(range(10**9))
     if device != "cpu":
-        return lambda: RandomBits(key=torch.tensor([42, next(count)], device=device))
+        return lambda: RandomBits.of_step(42, next(count), torch.device(device))
     return lambda: RandomBits(stream=np.random.Generator(np.random.SFC64(np.random.SeedSequence([42, next(count)]))))
 
 
-def bertfast_config(folder: Path, batch_size: int, precision: str = "fp32") -> Any:
-    """The config that a user of the same recipe would write."""
+def bertfast_config(folder: Path, batch_size: int, precision: str = "fp32", peer: Peer | None = None, device: str = "cpu") -> Any:
+    """The config that a user of the same recipe would write; with what `peer` asks for."""
     from bertfast.config import load_config
 
     return load_config(
@@ -221,33 +231,46 @@ def bertfast_config(folder: Path, batch_size: int, precision: str = "fp32") -> A
             "gradient_clipping": 1.0,
             "bf16": {"enabled": precision == "bf16"},
             "fp16": {"enabled": precision == "fp16"},
+            "zero_optimization": {"stage": peer.stage if peer else 0},
             "optimizer": {"type": "AdamW", "params": {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY}},
             "bertfast": {
                 "task": "mnli",
-                "model": {"checkpoint": str(folder)},
+                "model": {"checkpoint": str(folder), "gradient_checkpointing": "selective" if peer and peer.recomputes else False},
                 "train_input": {"data_dir": "unused", "batch_size": batch_size},
-                "run": {"warmup_ratio": 0.0},
+                "run": {"warmup_ratio": 0.0, "cuda_graphs": bool(peer and peer.graphs and device != "cpu")},
             },
         }
     )
 
 
 def _bertfast(peer: Peer, folder: Path, batch_size: int, device: str) -> Contender:
+    from bertfast.buckets import bucket_of, padded
     from bertfast.engine import build_engine, start_ranks
+    from bertfast.graphs import COMMON_AFTER, graphs_for
     from bertfast.model import BertClassifier, loss_sum
     from bertfast.resolve import resolve_batch_sizes
 
-    config, ranks = bertfast_config(folder, batch_size, peer.precision), start_ranks("cpu" if device == "cpu" else "gpu", None)
-    engine = build_engine(BertClassifier.from_pretrained(str(folder)), config, resolve_batch_sizes(config, 1), TOTAL_STEPS, ranks)
+    config = bertfast_config(folder, batch_size, peer.precision, peer, device)
+    ranks, sizes = start_ranks("cpu" if device == "cpu" else "gpu", None), resolve_batch_sizes(config, 1)
+    engine = build_engine(BertClassifier.from_pretrained(str(folder)), config, sizes, TOTAL_STEPS, ranks)
+    graphs_for(engine.module, config, sizes, ranks.device, invariant_dropout=device != "cpu")
     bits = _bits(device)
 
+    def prepare(batch: PackedBatch) -> PackedBatch:
+        return (padded(batch, bucket_of(batch.extent)) if peer.graphs else batch).to(device)
+
+    def warming(batches: Sequence[PackedBatch]) -> list[PackedBatch]:
+        one_each = {batch.extent: batch for batch in batches}.values() if peer.graphs else ()
+        return [batch for batch in one_each for _ in range(COMMON_AFTER + 2)]
+
     def step(batch: PackedBatch) -> Tensor:
-        loss = loss_sum(engine(batch, bits()), batch.labels) / batch.num_sequences
+        examples = (batch.unpadded or batch.extent).sequences
+        loss = loss_sum(engine(batch, bits()), batch.labels) / examples
         engine.backward(loss, scale_wrt_gas=False)
         engine.step()
         return loss.detach()
 
-    return Contender(lambda batch: batch.to(device), step, engine)
+    return Contender(prepare, step, engine, warming)
 
 
 def _bertfast_loop(peer: Peer, folder: Path, device: str) -> Contender:

@@ -22,7 +22,7 @@ PACKAGES = [
 ]
 
 TEST = ["hypothesis", "pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy"]
-BENCH = ["matplotlib", "pytest-benchmark"]
+BENCH = ["accelerate", "matplotlib", "pytest-benchmark"]
 MONITOR = ["tensorboard", "wandb"]
 SWEEP = ["matplotlib", "optuna"]
 EXPORT = ["onnx", "onnxruntime"]  # not of every install: beside onnxruntime-gpu, which has the same import name, neither works

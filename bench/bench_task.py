@@ -11,6 +11,7 @@ bfloat16 autocast; its Trainer groups by length.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -260,6 +261,17 @@ def work(name: str, run: Run, pipe: Connection) -> None:
     pipe.send(answer)
 
 
+def ask(pipe: Connection, word: str | None = None) -> dict[str, Any]:
+    """A contender's answer to a word, or without one what it says unasked. A process that has ended may have said why before."""
+    try:
+        if word is not None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                pipe.send(word)
+        return pipe.recv()
+    except (EOFError, ConnectionResetError):
+        return {"fault": "its process ended (out of memory?)"}
+
+
 def measure(run: Run, names: Sequence[str] = CONTENDERS) -> list[dict[str, Any]]:
     """One row a contender: seconds by segment, the curve, and the final metrics."""
     context = multiprocessing.get_context("spawn")
@@ -271,14 +283,13 @@ def measure(run: Run, names: Sequence[str] = CONTENDERS) -> list[dict[str, Any]]
     for index in range(SEGMENTS):
         for name in turns(list(names), index):
             if name not in final:
-                pipes[name].send("go")
-                answer = pipes[name].recv()
+                answer = ask(pipes[name], "go")
                 if "fault" in answer:
                     final[name] = answer
                 else:
                     reports[name].append(answer)
     for name in names:
-        final[name] = final.get(name) or pipes[name].recv()
+        final[name] = final.get(name) or ask(pipes[name])
     common = {"suite": "task", "case": run.task, "task": run.task, "rows": run.rows, "epochs": run.epochs, "batch_size": BATCH_SIZE}
     faults = [{**common, "contender": name, "fault": found["fault"]} for name, found in final.items() if "fault" in found]
     seconds = {name: [answer["seconds"] for answer in reports[name]] for name in names if "fault" not in final[name]}

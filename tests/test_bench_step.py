@@ -2,11 +2,12 @@
 
 import importlib.util
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
 
-from bench import bench_step, contest
+from bench import bench_step, bench_task, contest
 from bench.peers import BASELINE, PEERS, Peer, build, check_losses, peers_for
 from bench.workloads import FIXED, LENGTHS, Examples, Network, lengths_of, write_model
 
@@ -127,3 +128,11 @@ def test_the_others_go_on_where_a_contender_dies(folder, monkeypatch):
     outcome = contest.contest(peers_for("cpu", [BASELINE, "bertfast fp32, bare loop"]), job)
     assert list(outcome.seconds) == list(outcome.facts) == [BASELINE] and all(taken > 0 for taken in outcome.seconds[BASELINE])
     assert outcome.faults == {"bertfast fp32, bare loop": died}
+
+
+def test_a_run_that_ended_before_it_was_asked_says_why():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send({"fault": "ImportError: no accelerate"})
+    theirs.close()
+    assert bench_task.ask(ours, "go") == {"fault": "ImportError: no accelerate"}
+    assert bench_task.ask(ours, "go") == bench_task.ask(ours) == {"fault": "its process ended (out of memory?)"}

@@ -183,7 +183,12 @@ def test_a_recording_that_fails_ends_the_run_only_where_it_was_asked_for():
 
 
 def config_of(deepspeed=None, **blocks):
-    return load_config({**(deepspeed or {}), "bertfast": {"task": "sst2", "model": {"checkpoint": "bert"}, **blocks}})
+    return load_config(
+        {
+            **(deepspeed or {}),
+            "bertfast": {"model": {"checkpoint": "bert"}, **({"task": "sst2"} if "multitask" not in blocks else {}), **blocks},
+        }
+    )
 
 
 OBSTACLES = [
@@ -195,6 +200,12 @@ OBSTACLES = [
     pytest.param({}, {"truncation": {"strategy": "hierarchical"}}, "hierarchical", id="documents-in-pieces"),
     pytest.param({}, {"loss": {"r_drop": 1.0}}, "r_drop", id="r-drop"),
     pytest.param({}, {"pretrain": {}}, "pre-training", id="pre-training"),
+    pytest.param(
+        {},
+        {"multitask": {"tasks": [{"task": "rte", "train_input": {"data_dir": "x"}}, {"task": "sst2", "train_input": {"data_dir": "y"}}]}},
+        "several tasks",
+        id="several-tasks",
+    ),
 ]
 
 
@@ -202,7 +213,7 @@ OBSTACLES = [
 def test_what_stands_in_the_way_is_named(deepspeed, blocks, reason):
     cuda, sizes = torch.device("cuda"), BatchSizes(32, 32, 1, 1)
     assert reason in obstacle(config_of(deepspeed, **blocks), cuda, True)
-    graphed, line = graphs_for(None, config_of(deepspeed, **blocks), sizes, cuda, True)
+    graphed, line = graphs_for(None, config_of(deepspeed, **blocks, run={"cuda_graphs": "auto"}), sizes, cuda, True)
     assert graphed is None and line.startswith("CUDA graphs: off, because ") and reason in line
     with pytest.raises(ConfigError, match="cuda_graphs is true, but"):
         graphs_for(None, config_of(deepspeed, **blocks, run={"cuda_graphs": True}), sizes, cuda, True)
@@ -213,8 +224,8 @@ def test_a_plain_config_has_no_obstacle_on_a_gpu_and_one_on_a_cpu():
     for stage in range(3):
         assert obstacle(config_of({"zero_optimization": {"stage": stage}}), torch.device("cuda"), True) is None
     assert "by key" in obstacle(config_of(), torch.device("cuda"), False)
-    assert graphs_for(None, config_of(), sizes, cpu, False) == (None, None)
-    assert graphs_for(None, config_of(run={"cuda_graphs": False}), sizes, torch.device("cuda"), True) == (None, None)
+    assert graphs_for(None, config_of(run={"cuda_graphs": "auto"}), sizes, cpu, False) == (None, None)
+    assert graphs_for(None, config_of(), sizes, torch.device("cuda"), True) == (None, None)
     with pytest.raises(ConfigError, match="the device is a CPU"):
         graphs_for(None, config_of(run={"cuda_graphs": True}), sizes, cpu, True)
 

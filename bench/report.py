@@ -69,7 +69,9 @@ def task_table(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in of_suite(rows, "task", "metrics"):
         scores = ", ".join(f"{split} {name} {value:.4f}" for split, found in row["metrics"].items() for name, value in found.items())
-        lines.append((row["task"], row["contender"], row.get("train_seconds", ""), row["samples_per_second"], ratios_of(row), scores))
+        timed = (row["train_seconds"], row["samples_per_second"]) if "train_seconds" in row else ("", "")
+        size = f"{row['task']}, {row['rows'] or 'all'} rows, {row['epochs']} epochs" if "epochs" in row else row["task"]
+        lines.append((size, row["contender"], *timed, ratios_of(row), scores))
     return table(("task", "contender", "seconds", "samples/s", "against", "scores"), lines)
 
 

@@ -73,14 +73,27 @@ def run_checks(load: Callable[[], Config], device: str | None = None, export: Ca
     precision = checks.make("precision", lambda: _check_precision(config, device))
     sizes = checks.make("batch size", lambda: _check_batch(config))
 
-    from bertfast import multitask_preflight, preflight, recipe_checks
+    from bertfast import preflight, recipe_checks
 
     checkpoint = checks.make("checkpoint", preflight.check_checkpoint, config)
     checks.make("sequence length", preflight.check_positions, config, checkpoint)
     tokenizer = checks.make("tokenizer", preflight.check_tokenizer, config, checkpoint)
     if config.bertfast.pretrain is not None:
         recipe_checks.check_pretraining(checks, config, device, precision, sizes, checkpoint, tokenizer)
-        return checks.rows
+    else:
+        _check_training(checks, config, device, precision, sizes, checkpoint, tokenizer)
+    if config.bertfast.export is not None and export is not None:
+        for block in exported_blocks(config.bertfast):
+            several = config.bertfast.multitask is not None
+            name = f"export: {get_task(block.task).name}" if several else "export"
+            checks.make(name, export, Config(config.deepspeed, block, config.path), checkpoint)
+    return checks.rows
+
+
+def _check_training(checks: Checks, config: Config, device: str, precision: Any, sizes: Any, checkpoint: Any, tokenizer: Any) -> None:
+    """What the training of a classifier, or of several tasks, needs: data, weights, loss, batches, optimizer, memory."""
+    from bertfast import multitask_preflight, preflight, recipe_checks
+
     several = config.bertfast.multitask is not None
     if several:
         train, model = multitask_preflight.check_tasks(checks, config, tokenizer, checkpoint)
@@ -96,15 +109,6 @@ def run_checks(load: Callable[[], Config], device: str | None = None, export: Ca
         else:
             checks.make("one step", preflight.check_step, model, plan, train, loss)
         checks.make("memory per rank", preflight.check_memory, config, precision, model, plan, train)
-    if config.bertfast.export is not None and export is not None:
-        for block in exported_blocks(config.bertfast):
-            name = (
-                "export"
-                if config.bertfast.multitask is None
-                else f"export: {block.task if isinstance(block.task, str) else block.task.name}"
-            )
-            checks.make(name, export, Config(config.deepspeed, block, config.path), checkpoint)
-    return checks.rows
 
 
 def print_checks(checks: list[Check]) -> None:
@@ -146,10 +150,6 @@ def _check_config(config: Config) -> Found:
         raise ConfigError(f"{config.path or 'config'}: there is neither a bertfast.train_input nor an eval_input, so there is no data")
     if block.train_input is not None and not task.train_splits:
         raise ConfigError(f"bertfast.train_input: task {task.name} has no training data; it is for eval and predict, by a model of mnli")
-    if block.pretrain is not None and block.train_input is None:
-        raise ConfigError(
-            "there is no bertfast.train_input; it says how long the examples of the pre-training are, and how they are packed"
-        )
     check_monitors(config.deepspeed)
     return Found(config, f"{config.path or 'a dictionary'}: task {task.name}, {' and '.join(inputs)}")
 

@@ -94,6 +94,9 @@ class Lengths:
     def __init__(self, n=70):
         self.lengths = np.random.default_rng(0).integers(2, 40, n).astype(np.int32)
 
+    def training_lengths(self, epoch):
+        return self.lengths
+
     def training_batch(self, indices, epoch):
         return PackedBatch.from_ragged(*2 * [np.full(self.lengths[indices].sum(), epoch)], self.lengths[indices], None, indices)
 

@@ -107,13 +107,13 @@ def run_bertfast(run: Run, bf16: bool, pipe: Connection) -> dict[str, Any]:
         def _step(self, step, batches):
             if self.turns is None:
                 part = curve_set(run, next(iter(self.eval_sets.values())))
-                self.turns = Turns(pipe, self.total_steps, lambda: self._score(part))
+                self.turns = Turns(pipe, self.total_steps, lambda: self._score_of_part(part))
             self.turns.before()
             share = super()._step(step, batches)
             self.turns.after(step + 1)
             return share
 
-        def _score(self, part: Part) -> float:
+        def _score_of_part(self, part: Part) -> float:
             logits = compute_logits(self.engine, part, self.settings.eval_input, self.task.num_labels, self.ranks)
             return compute_metrics(self.task, logits, part.labels)[self.task.main_metric]
 

@@ -95,7 +95,12 @@ def packing_table(rows: Sequence[Row]) -> list[str]:
 def data_table(rows: Sequence[Row]) -> list[str]:
     found = of_suite(rows, "data", "contender")
     figures = [
-        (row["contender"], row.get("pairs_per_second", ["", ""])[1], row.get("seconds_to_first_step", ["", ""])[1], ratios_of(row))
+        (
+            row["contender"],
+            round(row["pairs_per_second"][1]) if "pairs_per_second" in row else "",
+            row.get("seconds_to_first_step", ["", ""])[1],
+            ratios_of(row),
+        )
         for row in found
     ]
     return table(("contender", "pairs/s", "seconds to the first step", "against"), figures)
@@ -238,13 +243,32 @@ def export_summary(rows: Sequence[Row]) -> list[str]:
         names = list(dict.fromkeys(row["contender"] for row in some))
         cells: dict[str, dict[str, str]] = {}
         for row in some:
-            ratios = "".join(f"<br>{Ratio.from_row(ratio)}" for ratio in row.get("ratios", [])[:1])
+            ratios = "".join(f"<br>{Ratio.from_row(ratio)}" for ratio in row.get("ratios", []) if ratio["to"] == names[0])
             cells.setdefault(row["case"], {})[row["contender"]] = f"{row['milliseconds'][1]:.4g}{ratios}"
         lines += table(("ms", *names), ((case, *(of.get(name, "") for name in names)) for case, of in cells.items()))
     return lines
 
 
-SUMMARIES = {**TABLES, "step": (TABLES["step"][0], step_summary), "export": (TABLES["export"][0], export_summary)}
+def packing_summary(rows: Sequence[Row]) -> list[str]:
+    """Of each set that stands for a kind of text one line: the fill of the best budget, and the balance over 64 and 1,024 ranks."""
+    lines = []
+    for name in ("sst2_train", "mnli_dev_matched", "imdb_train", "wikipedia_512"):
+        fills = [row for row in of_suite(rows, "packing", "fill") if row["set"] == name]
+        balance = {row["ranks"]: row for row in of_suite(rows, "packing", "balance") if row["set"] == name}
+        if fills:
+            best = max(fills, key=lambda row: row["fill"])
+            shares = (f"{balance[n]['balance']:.4f} ({balance[n]['at_random']:.2f})" if n in balance else "" for n in (64, 1024))
+            lines.append((name, best["budget"], f"{best['fill']:.2%}", f"{best['fill_padded_to_longest']:.1%}", *shares))
+    header = ("lengths", "tokens a batch", "fill", "padded to the longest of 32", "balance over 64 ranks (cut at random)", "over 1,024")
+    return table(header, lines)
+
+
+SUMMARIES = {
+    **TABLES,
+    "step": (TABLES["step"][0], step_summary),
+    "export": (TABLES["export"][0], export_summary),
+    "packing": (TABLES["packing"][0], packing_summary),
+}
 _IN_README = ("step", "task", "packing", "data", "export")
 
 

@@ -89,20 +89,20 @@ def short(name: str) -> str:
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="five contenders, 8 rounds of 2 steps")
+    parser.add_argument("--quick", action="store_true", help="five contenders, 8 rounds of one step")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["minilm"])
     parser.add_argument("--lengths", nargs="+", choices=[*LENGTHS, *FIXED], default=["sst2", "mnli"])
     parser.add_argument("--batches", nargs="+", type=int, default=[32])
     parser.add_argument("--contenders", nargs="+", choices=list(PEERS), help="left out: all that the device can run")
     parser.add_argument("--rounds", type=int, help="left out: 10, or 8 with --quick")
-    parser.add_argument("--steps", type=int, help="in a round; left out: 5, or 2 with --quick")
+    parser.add_argument("--steps", type=int, help="in a round; left out: 5, or 1 with --quick")
     parser.add_argument("--profile", action="store_true", help="say where the time of a step goes, too")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(words)
     options.rounds = options.rounds or (MIN_ROUNDS if options.quick else 10)
-    options.steps = options.steps or (2 if options.quick else 5)
+    options.steps = options.steps or (1 if options.quick else 5)
     options.contenders = options.contenders or (list(QUICK) if options.quick else None)
     return options
 

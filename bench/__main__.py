@@ -1,4 +1,4 @@
-"""Every suite after the other: `python -m bench --quick` (at most 5 minutes on 2 cores) or `python -m bench` (hours), and their tables at the end.
+"""Every suite after the other: `python -m bench --quick` (about 5 minutes on 2 cores) or `python -m bench` (hours), and their tables at the end.
 
     python -m bench [--quick] [--suites step task ...] [--output FOLDER]
 

@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,9 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ further pre-training
 
 
-def measure_further(options: Any, folder: Path) -> list[dict[str, Any]]:
+def measure_further(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
     """Held-out MLM loss before and after, and SST-2's accuracy from each, over the seeds."""
-    rows, starts = [], {"as it came": options.checkpoint}
+    starts = {"as it came": options.checkpoint}
     sst2, wiki = options.data / "glue" / "SST-2", options.data / "wikitext2"
     for text in (name for name, path in (("sst2", sst2), ("wikitext2", wiki)) if name in options.texts and path.is_dir()):
         for kind in ("as it came, with a new head", "the head trained alone", "all trained"):
@@ -110,10 +110,10 @@ def measure_further(options: Any, folder: Path) -> list[dict[str, Any]]:
             if kind.startswith("as it came"):
                 config["optimizer"]["params"] |= {"lr": 0.0, "weight_decay": 0.0}
                 block["run"]["max_steps"] = 1
-            place = folder / f"pretrain-{text}-{len(rows)}"
+            place = folder / f"pretrain-{text}-{kind}"
             results = run("pretrain", config, place)
             facts = {"steps": results["training"]["steps"], **seconds_and_tokens(results)}
-            rows.append({"case": f"MLM on {TEXTS[text]}", "text": text, "contender": kind, "held_out": results["metrics"]["dev"], **facts})
+            yield {"case": f"MLM on {TEXTS[text]}", "text": text, "contender": kind, "held_out": results["metrics"]["dev"], **facts}
             if kind == "all trained":
                 starts[f"pre-trained on {TEXTS[text]}"] = str(place / "run" / "model")
     for name, checkpoint in starts.items():
@@ -122,20 +122,18 @@ def measure_further(options: Any, folder: Path) -> list[dict[str, Any]]:
             config = config_of("sst2", sst2, checkpoint, options, 5e-5)
             config["bertfast"]["train_input"]["max_examples"] = options.rows
             config["bertfast"]["run"] |= {"epochs": 2, "seed": seed}
-            results = run("train", config, folder / f"sst2-{len(rows)}-{seed}")
+            results = run("train", config, folder / f"sst2-{name}-{seed}")
             scores.append(results["metrics"]["dev"]["accuracy"])
             seconds.append(results["training"]["train_seconds"])
         case = f"SST-2, {options.rows} rows, 2 epochs"
-        rows.append({"case": case, "contender": name, "accuracy": spread(scores), "train_seconds": round(float(np.mean(seconds)), 1)})
-    return rows
+        yield {"case": case, "contender": name, "accuracy": spread(scores), "train_seconds": round(float(np.mean(seconds)), 1)}
 
 
 # ---------------------------------------------------------------------------------------------------------------- long documents
 
 
-def measure_documents(options: Any, folder: Path) -> list[dict[str, Any]]:
+def measure_documents(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
     """IMDb by each way to read a long text: accuracy over the seeds, seconds, and tokens read in training."""
-    rows = []
     for name, truncation in STRATEGIES.items():
         found = []
         for seed in range(options.seed, options.seed + options.seeds):
@@ -151,8 +149,7 @@ def measure_documents(options: Any, folder: Path) -> list[dict[str, Any]]:
         row = {"case": case, "contender": name, "accuracy": spread([next(iter(r["metrics"].values()))["accuracy"] for r in found])}
         row["train_seconds"] = round(float(np.mean([one["train_seconds"] for one in each])), 1)
         row["tokens"] = round(float(np.mean([one["tokens"] for one in each])))
-        rows.append(row)
-    return rows
+        yield row
 
 
 # ------------------------------------------------------------------------------------------------------------------------- speed

@@ -3,8 +3,8 @@
 
 import sys
 
+from bertfast.arguments import names_command
 from bertfast.cli import launch, main
-from bertfast.flags import names_command
 
 if __name__ == "__main__":
     sys.exit(main() if names_command(sys.argv[1:]) else launch())

@@ -14,10 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from bertfast.arguments import overrides, parse_command, parse_launch, starts_from_checkpoint
 from bertfast.config import BertfastConfig, Config, load_config
 from bertfast.deepspeed_keys import check_monitors
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
-from bertfast.flags import overrides, parse_command, parse_launch, starts_from_checkpoint
 from bertfast.multitask_config import configs_of, exported_blocks, refuse_several
 from bertfast.tasks import get_task
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertfast.config import Config, load_config, read_json_or_yaml
+from bertfast.config import Config, load_config
+from bertfast.config_files import read_json_or_yaml
 from bertfast.errors import BertfastError, ConfigError
 from bertfast.resolve import resolve_batch_sizes
 from bertfast.tasks import get_task

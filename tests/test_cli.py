@@ -1,4 +1,4 @@
-"""bertfast.cli and bertfast.flags: what the flags do, what the user is told, and the exit codes. The trainer is a stand-in."""
+"""bertfast.cli and bertfast.arguments: what the flags do, what the user is told, and the exit codes. The trainer is a stand-in."""
 
 import importlib.util
 import json
@@ -12,9 +12,10 @@ from typing import ClassVar
 import pytest
 
 from bertfast import cli
+from bertfast.arguments import names_command, overrides, parse_command, parse_launch
 from bertfast.config import load_config
 from bertfast.errors import CheckpointError, ConfigError, NonFiniteLossError, Terminated
-from bertfast.flags import FLAGS, names_command, overrides, parse_command, parse_launch
+from bertfast.flags import FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bertfast.config import BertfastConfig, Config, TaskConfig, find_config, load_config
+from bertfast.config import BertfastConfig, Config, TaskConfig, load_config
+from bertfast.config_files import find_config
 from bertfast.deepspeed_keys import (
     NESTED_KEYS,
     OPTIMIZERS,

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from bertfast import demo
+from bertfast.arguments import overrides, parse_launch
 from bertfast.config import load_config
 from bertfast.demo import EXAMPLES, Folders, classify, majority_share, training_command, write_checkpoint, write_data
 from bertfast.errors import BertfastError
-from bertfast.flags import overrides, parse_launch
 from bertfast.synthetic_nli import (
     DEV_TEMPLATES,
     LABEL_NAMES,

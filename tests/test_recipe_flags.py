@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from bertfast.arguments import overrides, parse_command, parse_launch
 from bertfast.config import load_config
 from bertfast.errors import ConfigError
-from bertfast.flags import overrides, parse_command, parse_launch
 
 CONFIG = {"bertfast": {"task": "sst2", "model": {"checkpoint": "bert"}, "pretrain": {}}}
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.harness import ROOT, provenance, quartiles, write_row
+from bench.harness import ROOT, keep, provenance, quartiles
 from bench.intervals import Ratio, take_turns, timing_rows
 from bertfast.config import InputConfig
 from bertfast.data import RawSplit, encode, load_split
@@ -149,17 +149,13 @@ def main(words: Sequence[str] | None = None) -> int:
         print("data: skipped, for want of data: give --data and --checkpoint, or set BERTFAST_DATA and BERTFAST_MODELS")
         return 0
     count = options.rows or (2000 if options.quick else None)
-    sources, rows = (options.data, options.checkpoint, count), []
+    sources = (options.data, options.checkpoint, count)
     facts = {"seed": 42, "checkpoint": Path(options.checkpoint).name, **provenance("bench.bench_data", PACKAGES)}
     plans = (
         (measure_tokenising, options.repeats or (8 if options.quick else 10)),
         (measure_startup, options.starts or (1 if options.quick else 3)),
     )
-    for measure, repeats in plans:
-        for row in measure(*sources, repeats):
-            write_row({**row, **facts}, options.output)
-            rows.append(row)
-    print(summary(rows))
+    print(summary([row for measure, repeats in plans for row in keep(measure(*sources, repeats), facts, options.output)]))
     return 0
 
 

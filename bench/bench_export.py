@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.harness import provenance, write_row
+from bench.harness import keep, provenance
 from bench.intervals import MIN_ROUNDS, Ratio, significant, take_turns, timing_rows
 from bench.workloads import write_model
 
@@ -242,10 +242,7 @@ def main(words: Sequence[str] | None = None) -> int:
         **provenance("bench.bench_export", ("torch", "transformers", "onnxruntime")),
     }
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure_all(Path(folder), arguments)
-    for row in rows:
-        write_row({**row, **facts}, arguments.output)
-    print(summary(rows))
+        print(summary(keep(measure_all(Path(folder), arguments), facts, arguments.output)))
     return 0
 
 

@@ -29,7 +29,7 @@ import torch
 
 from bench.bench_step import PACKAGES, measure, summary
 from bench.contest import Job, contest
-from bench.harness import machine_rates, provenance, write_row
+from bench.harness import keep, machine_rates, provenance
 from bench.intervals import MIN_ROUNDS, significant
 from bench.pair_files import write_pairs
 from bench.peers import PEERS, Contender, Peer, build, peers_for
@@ -314,11 +314,7 @@ def main(words: Sequence[str] | None = None) -> int:
     given = options.models
     for part in options.parts:
         options.models = given or (["tiny"] if options.tiny else ["base", "large"] if part in ("rate", "memory") else ["base"])
-        rows = []
-        for row in MEASURES[part](options, rates):
-            row = {"suite": "gpu_step", **row}
-            write_row({**row, **facts}, options.output)
-            rows.append(row)
+        rows = keep(({"suite": "gpu_step", **row} for row in MEASURES[part](options, rates)), facts, options.output)
         print(summary(rows) if part in ("step", "rate") else "\n".join(map(shown, rows)), flush=True)
     return 0
 

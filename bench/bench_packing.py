@@ -182,7 +182,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    from bench.harness import provenance, write_row
+    from bench.harness import keep, provenance
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the sets of SST-2 and MNLI alone, planned three times")
@@ -194,13 +194,12 @@ def main(words: Sequence[str] | None = None) -> int:
     found = read_histograms(Path(data) / "length_histograms") if data else {}
     names = options.sets or (["sst2_train", "mnli_dev_matched"] if options.quick else list(found or SUMMARIES))
     repeats, rows = options.repeats or (3 if options.quick else 10), []
+    common = {"suite": "packing", "origin": "histogram" if found else "synthetic"}
     facts = {"seed": 0, **provenance("bench.bench_packing", ("numpy",))}
     for name in names:
         lengths = draw_lengths(found[name] if found else synthetic_histogram(SUMMARIES[name]))
         for kind in (fill_rows, balance_rows):
-            for row in kind(name, lengths, repeats):
-                rows.append({"suite": "packing", "origin": "histogram" if found else "synthetic", **row})
-                write_row({**rows[-1], **facts}, options.output)
+            rows += keep(({**common, **row} for row in kind(name, lengths, repeats)), facts, options.output)
     print(summary(rows))
     return 0
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import ROOT, provenance, write_row
+from bench.harness import ROOT, keep, provenance
 from bench.intervals import Ratio, timing_rows
 from bench.pretraining_contest import CONTENDERS, Job, contest
 
@@ -246,15 +246,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if not options.data or not options.checkpoint:
         print("recipes: skipped, for want of data: give --data and --checkpoint, or set BERTFAST_DATA and BERTFAST_MODELS")
         return 0
-    facts, rows = {"seed": options.seed, **provenance("bench.bench_recipes", PACKAGES)}, []
+    facts = {"seed": options.seed, **provenance("bench.bench_recipes", PACKAGES)}
     with tempfile.TemporaryDirectory() as folder:
         options.cache = str(Path(folder) / "cache")
         os.environ["BERTFAST_CACHE"] = options.cache
-        for part in options.parts:
-            for row in MEASURES[part](options, Path(folder)):
-                write_row({"suite": "recipes", "part": part, **row, **facts}, options.output)
-                rows.append(row)
-    print(summary(rows))
+        measured = ({"suite": "recipes", "part": part, **row} for part in options.parts for row in MEASURES[part](options, Path(folder)))
+        print(summary(keep(measured, facts, options.output)))
     return 0
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from bench.contest import Job, contest
-from bench.harness import provenance, write_row
+from bench.harness import keep, provenance
 from bench.intervals import MIN_ROUNDS, Ratio, paired_ratio, significant, take_turns, timing_rows
 from bench.peers import PEERS, bertfast_config, build, peers_for
 from bench.workloads import MODELS, Examples, lengths_of, network_of, origin_of, write_model
@@ -288,14 +288,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    options, rows = parse(words), []
+    options = parse(words)
     facts = {"seed": options.seed, **provenance("bench.bench_scale", PACKAGES)}
     measures = {"cost": measure_cost, "overhead": measure_overhead, "zero": measure_zero, "parallel": measure_parallel}
-    for part in options.parts:
-        for row in measures[part](options):
-            write_row({**row, **facts}, options.output)
-            rows.append(row)
-    print(summary(rows))
+    print(summary(keep((row for part in options.parts for row in measures[part](options)), facts, options.output)))
     return 0
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from bench.contest import Job, contest
-from bench.harness import machine_rates, provenance, write_row
+from bench.harness import keep, machine_rates, provenance
 from bench.intervals import MIN_ROUNDS, Ratio, timing_rows
 from bench.peers import BASELINE, DTYPES, PEERS, QUICK, Peer, peers_for
 from bench.workloads import FIXED, LENGTHS, MODELS, lengths_of, network_of, origin_of, write_model
@@ -115,9 +115,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for size in options.models:
         for name in options.lengths:
             for batch_size in options.batches:
-                for row in measure(size, name, batch_size, peers, rates, options):
-                    write_row({**row, **facts}, options.output)
-                    rows.append(row)
+                rows += keep(measure(size, name, batch_size, peers, rates, options), facts, options.output)
     print(summary(rows))
     return 0
 

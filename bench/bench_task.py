@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bench.harness import provenance, write_row
+from bench.harness import keep, provenance
 from bench.intervals import Ratio, timing_rows, turns
 from bertfast.config import load_config
 from bertfast.data import EncodedDataset, load_dataset_for
@@ -337,9 +337,7 @@ def main(words: Sequence[str] | None = None) -> int:
         _, count, epochs = SETTINGS[task]
         count = options.rows or (320 if options.quick else count)
         run = Run(task, options.data, options.checkpoint, count, epochs, options.seed, options.curve or (64 if options.quick else 500))
-        for row in measure(run, names):
-            write_row({**row, **facts}, options.output)
-            rows.append(row)
+        rows += keep(measure(run, names), facts, options.output)
     print(summary(rows))
     return 0
 

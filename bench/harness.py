@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +101,15 @@ def write_row(row: dict[str, Any], output: Path | None) -> None:
     else:
         with open(output, "a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def keep(rows: Iterable[dict[str, Any]], facts: dict[str, Any], output: Path | None) -> list[dict[str, Any]]:
+    """Write each row as soon as it is measured, with the facts of its run; the rows themselves, for the summary."""
+    kept = []
+    for row in rows:
+        write_row({**row, **facts}, output)
+        kept.append(row)
+    return kept
 
 
 # ------------------------------------------------------------------------------------------------------------------------------------ time

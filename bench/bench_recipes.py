@@ -1,10 +1,11 @@
 """What the recipes gain on real data: further pre-training, ways to read long documents, and the speed of packed pre-training.
 
-    python -m bench.bench_recipes [--parts further documents speed] [--quick] [--seeds 3] [--output FILE]
+    python -m bench.bench_recipes [--parts further recipes documents speed] [--quick] [--seeds 3] [--output FILE]
 
 `further`: masked language modelling on SST-2's training text, and on WikiText-2's validation file; the loss on held-out text of the weights as they
-came (with a new head), of the head trained alone, and of all trained; then SST-2 fine-tuned from each. `documents`: IMDb by head, tail, head and
-tail, and in pieces. `speed`: tokens a second and peak memory of packed pre-training against transformers' BertForMaskedLM (see
+came (with a new head), of the head trained alone, and of all trained; then SST-2 fine-tuned from each. `recipes`: SST-2 by the plain recipe and by
+each other head, rate, schedule, loss and by several tasks, one thing changed at a time. `documents`: IMDb by head, tail, head and tail, and in
+pieces. `speed`: tokens a second and peak memory of packed pre-training against transformers' BertForMaskedLM (see
 pretraining_contest.py). Every training is a process of its own, and every figure is read from its results.json.
 """
 
@@ -27,9 +28,29 @@ from bench.intervals import Ratio, timing_rows
 from bench.pretraining_contest import CONTENDERS, Job, contest
 
 PACKAGES = ("torch", "transformers", "deepspeed", "numpy")
-PARTS = ("further", "documents", "speed")
+PARTS = ("further", "recipes", "documents", "speed")
 OWN_LIMIT = 3600  # seconds that one training may take
 TEXTS = {"sst2": "the task's own text", "wikitext2": "WikiText-2 (validation file)"}
+TOP_FOUR = [-1, -2, -3, -4]
+RECIPES = {  # what is added to the `bertfast` block
+    "plain": {},
+    "head: last 4 layers, concatenated": {"head": {"layers": TOP_FOUR}},
+    "head: last 4 layers, maximum": {"head": {"layers": TOP_FOUR, "layer_pooling": "max"}},
+    "head: mean of the tokens": {"head": {"pooling": "mean"}},
+    "head: mean and maximum of the tokens": {"head": {"pooling": "mean_max"}},
+    "head: attention over the tokens": {"head": {"pooling": "attention"}},
+    "head: a hidden layer of 384": {"head": {"hidden_sizes": [384]}},
+    "rates: decay 0.95 a layer": {"optimization": {"layer_learning_rate_decay": 0.95}},
+    "rates: decay 0.8 a layer": {"optimization": {"layer_learning_rate_decay": 0.8}},
+    "rates: 3 lowest layers frozen": {"optimization": {"frozen_layers": 3}},
+    "rates: a layer more each 1/4 epoch": {"optimization": {"unfreeze_epochs": 0.25}},
+    "schedule: cosine": {"optimization": {"schedule": "cosine"}},
+    "schedule: slanted triangular": {"optimization": {"schedule": "slanted_triangular"}},
+    "loss: label smoothing 0.1": {"loss": {"label_smoothing": 0.1}},
+    "loss: balanced class weights": {"loss": {"class_weights": "balanced"}},
+    "loss: focal, gamma 2": {"loss": {"focal_gamma": 2.0}},
+    "loss: R-Drop, weight 1": {"loss": {"r_drop": 1.0}},
+}
 STRATEGIES = {
     "head": {"strategy": "head"},
     "tail": {"strategy": "tail"},
@@ -117,16 +138,45 @@ def measure_further(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
             if kind == "all trained":
                 starts[f"pre-trained on {TEXTS[text]}"] = str(place / "run" / "model")
     for name, checkpoint in starts.items():
-        scores, seconds = [], []
-        for seed in range(options.seed, options.seed + options.seeds):
-            config = config_of("sst2", sst2, checkpoint, options, 5e-5)
-            config["bertfast"]["train_input"]["max_examples"] = options.rows
-            config["bertfast"]["run"] |= {"epochs": 2, "seed": seed}
-            results = run("train", config, folder / f"sst2-{name}-{seed}")
-            scores.append(results["metrics"]["dev"]["accuracy"])
-            seconds.append(results["training"]["train_seconds"])
-        case = f"SST-2, {options.rows} rows, 2 epochs"
-        yield {"case": case, "contender": name, "accuracy": spread(scores), "train_seconds": round(float(np.mean(seconds)), 1)}
+        yield tuned(options, folder, name, checkpoint, {})
+
+
+def tuned(options: Any, folder: Path, name: str, checkpoint: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    """SST-2 fine-tuned over the seeds, with a recipe's blocks added to the config."""
+    scores, seconds = [], []
+    for seed in range(options.seed, options.seed + options.seeds):
+        config = config_of("sst2", options.data / "glue" / "SST-2", checkpoint, options, 5e-5)
+        config["bertfast"] |= recipe
+        config["bertfast"]["train_input"]["max_examples"] = options.rows
+        config["bertfast"]["run"] |= {"epochs": 2, "seed": seed}
+        results = run("train", config, folder / f"sst2-{len(list(folder.iterdir()))}")
+        scores.append(results["metrics"]["dev"]["accuracy"])
+        seconds.append(results["training"]["train_seconds"])
+    case = f"SST-2, {options.rows} rows, 2 epochs"
+    return {"case": case, "contender": name, "accuracy": spread(scores), "train_seconds": round(float(np.mean(seconds)), 1)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------- recipes
+
+
+def measure_recipes(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
+    """SST-2's accuracy by each recipe, over the seeds; last, after all of a training on SST-2 and MNLI together."""
+    for name, recipe in RECIPES.items():
+        yield tuned(options, folder, name, options.checkpoint, recipe)
+    glue = options.data / "glue"
+    if not (glue / "MNLI").is_dir():
+        return
+    config = config_of("sst2", glue, options.checkpoint, options, 5e-5)
+    block = config["bertfast"]
+    sets = {"sst2": glue / "SST-2", "mnli": glue / "MNLI"}
+    block["multitask"] = {
+        "tasks": [{"task": task, "train_input": {"data_dir": str(place), "max_examples": options.rows}} for task, place in sets.items()]
+    }
+    del block["task"], block["eval_input"], block["train_input"]["data_dir"]
+    block["run"]["epochs"] = 2
+    results = run("train", config, folder / "shared")
+    row = tuned(options, folder, "SST-2 and MNLI together, then SST-2", str(folder / "shared" / "run" / "model" / "sst2"), {})
+    yield row | {"train_seconds_before": results["training"]["train_seconds"]}
 
 
 # ---------------------------------------------------------------------------------------------------------------- long documents
@@ -168,7 +218,7 @@ def measure_speed(options: Any, folder: Path) -> list[dict[str, Any]]:
     return rows + [{**common, "contender": name, "fault": fault} for name, fault in faults.items()]
 
 
-MEASURES = {"further": measure_further, "documents": measure_documents, "speed": measure_speed}
+MEASURES = {"further": measure_further, "recipes": measure_recipes, "documents": measure_documents, "speed": measure_speed}
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
@@ -213,7 +263,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, help="further: optimizer steps; left out: 150, or 2 with --quick")
     parser.add_argument("--tokens", type=int, help="further: tokens in a step; left out: 4096, or 512 with --quick")
-    parser.add_argument("--rows", type=int, help="further: training rows of SST-2; left out: 4000, or 64 with --quick")
+    parser.add_argument("--rows", type=int, help="further and recipes: training rows of SST-2; left out: 4000, or 64 with --quick")
     parser.add_argument("--length", type=int, help="documents: max_sequence_length; left out: 128")
     parser.add_argument("--documents", type=int, help="documents: training rows; left out: 2000, or 32 with --quick")
     parser.add_argument("--eval_documents", type=int, help="documents: rows to evaluate on; left out: 1000, or 32 with --quick")

@@ -53,6 +53,12 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write("\n")
 
 
+def named(path: str | Path) -> Path:
+    """The path, spelled so that it ends in a name, from which that of a file beside it can be made: `.` and `..` do not."""
+    path = Path(path)
+    return path if path.name not in ("", "..") else Path(os.path.abspath(path))
+
+
 def _umask() -> int:
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)

@@ -5,7 +5,6 @@ Of the checkpoint it needs config.json alone, and of the data nothing.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from bertfast.architectures import config_of_checkpoint
 from bertfast.config import Config
 from bertfast.engine import model_folder
 from bertfast.errors import BertfastError, CheckpointError
+from bertfast.machine import cores
 from bertfast.model import GELU_FORMS
 from bertfast.progress import counted
 from bertfast.resolve import resolve_precision
@@ -87,7 +87,7 @@ def compile_encoders(encoders: Sequence[Encoder], targets: Sequence[str | Target
     from rich.console import Console
     from rich.progress import Progress
 
-    processes = max(1, min(len(os.sched_getaffinity(0)), _MOST_PROCESSES))
+    processes = max(1, min(cores(), _MOST_PROCESSES))
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("compiling", total=None)
         try:

@@ -16,6 +16,7 @@ import torch
 from bertfast import checkpoint
 from bertfast.config import Config
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
+from bertfast.machine import cores
 from bertfast.model import BertClassifier
 from bertfast.optim import ADAMW_KEYS, adamw, scheduler_of, thaw_step, trained_groups
 from bertfast.resolve import BatchSizes, resolve_deepspeed, resolve_precision, resolve_warmup_steps
@@ -85,7 +86,7 @@ def start_ranks(device: str | None, threads: int | None) -> Ranks:
     if on_gpu:
         torch.cuda.set_device(local_rank)
         return Ranks(rank, world_size, torch.device("cuda", local_rank))
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+    torch.set_num_threads(threads or max(1, cores() // local_size))
     _keep_freed_memory()
     return Ranks(rank, world_size, torch.device("cpu"))
 

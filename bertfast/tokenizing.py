@@ -16,13 +16,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from bertfast.blocks import WHOLE_HEAD, TruncationConfig
 from bertfast.errors import ConfigError, DataError
+from bertfast.machine import cores
 from bertfast.truncation import Cut, check_room, cutter, pieces
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 BLOCK_EXAMPLES = 512  # a thread's piece of work: the lists of ids of 512 MNLI pairs are 1 MB
 
@@ -68,7 +72,7 @@ def tokenise(
         encode = _fast(tokenizer, max_sequence_length, text_b is not None, truncation)
     else:
         encode = _slow(tokenizer, max_sequence_length)
-    workers = (num_workers or len(os.sched_getaffinity(0))) if tokenizer.is_fast else 1
+    workers = (num_workers or cores()) if tokenizer.is_fast else 1
 
     def work(begin: int) -> TokenBlock:
         end = begin + BLOCK_EXAMPLES
@@ -107,15 +111,24 @@ Encode = Callable[[Sequence[str], Sequence[str] | None], TokenBlock]
 
 
 def _fast(tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig) -> Encode:
-    """Encode without truncation and cut afterwards: the backend's own truncation keeps every piece that it cuts off, and for a pair every
-    piece of the one with every piece of the other; two texts of 6,000 words at 4 tokens were 36 million of them, and more than 16 GB."""
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.encode_special_tokens = tokenizer.split_special_tokens  # a copy of the backend forgets it
+    return backend_encoder(backend, max_sequence_length, is_pair, truncation, cut_left=tokenizer.truncation_side == "left")
+
+
+def backend_encoder(
+    backend: Tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig = WHOLE_HEAD, cut_left: bool = False
+) -> Encode:
+    """What a tokenizer of the `tokenizers` library makes of texts, or of pairs: it loses its own truncation and padding here.
+
+    Texts are encoded whole and cut afterwards: the library's truncation keeps every piece that it cuts off, and for a pair every piece of the
+    one with every piece of the other; two texts of 6,000 words at 4 tokens were 36 million of them, and more than 16 GB.
+    """
     backend.no_padding()
     backend.no_truncation()
-    backend.encode_special_tokens = tokenizer.split_special_tokens  # a copy of the backend forgets it
     segments = _segments(backend, is_pair)
     room = max_sequence_length - sum(len(segment.special) for segment in segments)
-    cut = cutter(truncation, cut_left=tokenizer.truncation_side == "left")
+    cut = cutter(truncation, cut_left)
 
     def encode(text_a: Sequence[str], text_b: Sequence[str] | None) -> TokenBlock:
         encodings = backend.encode_batch_fast([*text_a, *(text_b or ())], add_special_tokens=False)

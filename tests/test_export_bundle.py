@@ -60,6 +60,18 @@ def test_what_a_bundle_holds(made):
     assert str(made) not in text  # no folder of this machine
 
 
+def test_a_folder_that_is_named_by_a_dot(made, bundle, tmp_path, monkeypatch, capsys):
+    model = shutil.copytree(made / "model", tmp_path / "mine")
+    monkeypatch.chdir(bundle)
+    assert main(["verify", "."]) == 0
+    monkeypatch.chdir(model)
+    assert main(["export", ".", "-o", str(tmp_path / "out"), "--grid_only", "--variants", "portable", "--layout", "triton"]) == 0
+    assert (tmp_path / "out" / "mine" / "config.pbtxt").is_file()
+    monkeypatch.chdir(made)
+    assert main(["export", str(model), "-o", ".", "--grid_only", "--variants", "portable"]) == 2
+    assert "empty name" not in capsys.readouterr().err
+
+
 def test_a_file_explains_itself(made):
     facts = ort.InferenceSession(made / "bundle" / "model_optimized.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(facts["labels"]) == list(LABELS) and facts["max_sequence_length"] == "32" and facts["variant"] == "optimized"

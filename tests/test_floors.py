@@ -17,6 +17,7 @@ FLOORS = [
         "errors",
         "flags",
         "config_files",
+        "machine",
         "deepspeed_keys",
         "crc32c",
         "tensor_bundle",

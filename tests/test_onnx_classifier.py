@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,25 @@ def test_logits_are_those_of_transformers_in_order(made, classifier):
 def test_pairs(made, classifier):
     pairs = TEXTS[::-1]
     assert np.abs(classifier.logits(TEXTS, pairs) - eager_logits(made / "model", TEXTS, pairs)).max() <= 5e-5
+
+
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_a_tokenizer_that_cuts_the_beginning(tmp_path, is_pair):
+    from transformers import AutoTokenizer
+
+    model = write_classifier(tmp_path / "model")
+    AutoTokenizer.from_pretrained(model, truncation_side="left").save_pretrained(model)
+    export_bundle(str(model), str(tmp_path / "out"), Options(("optimized",), max_sequence_length=32), say=lambda line: None)
+    pairs = TEXTS[::-1] if is_pair else None
+    expected = eager_logits(model, TEXTS, pairs)
+    assert np.abs(OnnxClassifier.from_bundle(tmp_path / "out").logits(TEXTS, pairs) - expected).max() <= 5e-5
+
+
+def test_pairs_of_very_long_texts_take_no_more_memory_than_they_hold(classifier):
+    text = "the " * 30_000  # every piece of the one with every piece of the other would be a million
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert np.isfinite(classifier.logits([text], [text])).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
 def test_predictions_have_names_and_probabilities(made, classifier):

@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers import BertConfig
 
 from bertfast import __version__, checkpoint
-from bertfast.atomic import write_json
+from bertfast.atomic import named, write_json
 from bertfast.config import BertfastConfig, load_config
 from bertfast.data import EncodedDataset
 from bertfast.errors import ExportError, VerificationError
@@ -66,7 +66,7 @@ def export_bundle(
     options, started = options or Options(), datetime.now(UTC)
     check_onnx()
     check_wheels()
-    final = Path(output)
+    final = named(output)
     checkpoint.recover(final)
     refuse_place(final)
     source = source or Source(folder, options)
@@ -156,7 +156,8 @@ def _metadata(source: Source, variant: str, hashes: dict[str, str]) -> dict[str,
     steps = {
         "tokenizer": "tokenizer.json",
         "texts": "a pair: [CLS] a [SEP] b [SEP], b and its [SEP] in segment 1" if pair else "one text: [CLS] a [SEP]",
-        "truncation": "longest first" if pair else "at the end",
+        "truncation": "longest first" if pair else "of the one text",
+        "truncation_side": tokenizer.truncation_side,
         "padding": f"any, masked by attention_mask 0; positions count columns, and {_pooled(source)}",
         **special,
     }
@@ -218,7 +219,7 @@ def verify_bundle(
     """
     check_onnx()
     check_wheels()
-    path = Path(folder)
+    path = named(folder)
     checkpoint.recover(path)
     noted = record.read_record(path)
     if faults := record.changed_files(path, noted):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertfast.errors import DataError, ExportError
+from bertfast.tokenizing import Encode, TokenBlock, backend_encoder
 from bertfast_export.runtime import CPU, input_types, open_session
 
 # n texts, B batch, S sequence, C classes
@@ -32,9 +33,10 @@ class Prediction(NamedTuple):
 class OnnxClassifier:
     """A verified ONNX classifier. May be called from several threads at once: it holds nothing that a call changes."""
 
-    def __init__(self, session: Any, tokenizer: Any, labels: Sequence[str], pad_token_id: int = 0):
-        self.session, self.tokenizer, self.labels = session, tokenizer, tuple(labels)
-        self._pad_token_id, self._types = pad_token_id, input_types(session)
+    def __init__(self, session: Any, encoders: tuple[Encode, Encode], labels: Sequence[str], pad_token_id: int = 0):
+        """encoders: of texts, and of pairs."""
+        self.session, self.labels = session, tuple(labels)
+        self._encoders, self._pad_token_id, self._types = encoders, pad_token_id, input_types(session)
 
     @classmethod
     def from_bundle(
@@ -59,9 +61,9 @@ class OnnxClassifier:
         try:
             steps, length = json.loads(facts["preprocessing"]), int(facts["max_sequence_length"])
             tokenizer = Tokenizer.from_file(str(folder / steps["tokenizer"]))
-            tokenizer.no_padding()
-            tokenizer.enable_truncation(length)
-            return cls(session, tokenizer, json.loads(facts["labels"]), steps["pad_token"])
+            cut_left = steps.get("truncation_side") == "left"
+            encoders = tuple(backend_encoder(tokenizer, length, is_pair, cut_left=cut_left) for is_pair in (False, True))
+            return cls(session, encoders, json.loads(facts["labels"]), steps["pad_token"])
         except Exception as error:  # tokenizers raises plain Exceptions
             raise ExportError(f"{folder}: its tokenizer or its metadata cannot be read ({error}); export it again") from None
 
@@ -89,22 +91,21 @@ class OnnxClassifier:
         logits = np.empty((len(texts), size), dtype=np.float32)
         for begin in range(0, len(texts), _BLOCK):
             block = slice(begin, begin + _BLOCK)
-            pairs = list(texts[block]) if text_pairs is None else list(zip(texts[block], text_pairs[block], strict=True))
-            encodings = self.tokenizer.encode_batch_fast(pairs)
-            lengths = np.fromiter(map(len, encodings), dtype=np.int64, count=len(encodings))
-            for rows in _batches(lengths, batch_size):
-                logits[begin + rows] = self._run([encodings[row] for row in rows])
+            tokens = self._encoders[text_pairs is not None](texts[block], None if text_pairs is None else text_pairs[block])
+            ends = np.cumsum(tokens.lengths, dtype=np.int64)
+            for rows in _batches(tokens.lengths, batch_size):
+                logits[begin + rows] = self._run(tokens, [slice(ends[row] - tokens.lengths[row], ends[row]) for row in rows])
         return logits
 
-    def _run(self, encodings: list) -> np.ndarray:
-        width = max(map(len, encodings))
-        features = {name: np.zeros((len(encodings), width), dtype=kind) for name, kind in self._types.items()}
+    def _run(self, tokens: TokenBlock, examples: list[slice]) -> np.ndarray:
+        width = max(example.stop - example.start for example in examples)
+        features = {name: np.zeros((len(examples), width), dtype=kind) for name, kind in self._types.items()}
         features["input_ids"].fill(self._pad_token_id)
-        for row, encoding in enumerate(encodings):
-            length = len(encoding)
-            features["input_ids"][row, :length] = encoding.ids
+        for row, example in enumerate(examples):
+            length = example.stop - example.start
+            features["input_ids"][row, :length] = tokens.input_ids[example]
             features["attention_mask"][row, :length] = 1
-            features["token_type_ids"][row, :length] = encoding.type_ids
+            features["token_type_ids"][row, :length] = tokens.token_type_ids[example]
         return self.session.run(["logits"], features)[0]
 
 

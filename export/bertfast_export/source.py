@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import BertConfig
 
+from bertfast.atomic import named
 from bertfast.config import BertfastConfig, TaskConfig, load_config
 from bertfast.engine import model_folder
 from bertfast.errors import CheckpointError, ConfigError
@@ -51,7 +52,7 @@ class Source:
     """The fine-tuned classifier to export: its model, tokenizer and task, and the data that its config names."""
 
     def __init__(self, folder_or_name: str, options: Options, block: BertfastConfig | None = None, is_pair: bool = False):
-        self.folder = resolve_folder(model_folder(folder_or_name))
+        self.folder = named(resolve_folder(model_folder(folder_or_name)))
         self.name = self.folder.parent.name if self.folder.name == "model" else self.folder.name
         bert = self.bert = read_config(self.folder)
         if bert.problem_type == "multi_label_classification":

@@ -70,12 +70,12 @@ def _number(metavar: str, default: int | None = None) -> dict[str, Any]:
 
 
 def _trunc_medium(tokens: int) -> dict[str, Any]:
-    """Sun et al.'s numbers for the ways to cut a text."""
+    """Sun et al.'s numbers for the ways to cut a text, in the place of whatever the config says of it."""
     if tokens < -2:
         raise ConfigError(f"--trunc_medium {tokens}: give -2 (head), -1 (tail), 0 (half and half) or how many tokens of the head")
     if tokens <= 0:
-        return {"bertfast.truncation.strategy": {-2: "head", -1: "tail", 0: "head_tail"}[tokens]}
-    return {"bertfast.truncation.strategy": "head_tail", "bertfast.truncation.head_tokens": tokens}
+        return {"bertfast.truncation": {"strategy": {-2: "head", -1: "tail", 0: "head_tail"}[tokens]}}
+    return {"bertfast.truncation": {"strategy": "head_tail", "head_tokens": tokens}}
 
 
 def _recipe(name: str, help: str, key: str, commands: tuple[str, ...] = _TRAINING, **options: Any) -> Flag:
@@ -109,7 +109,7 @@ RECIPE_FLAGS = (
         "of a text that is too long, read -2: the head, -1: the tail, 0: half and half, K: K tokens of the head and then the tail",
         (*_TRAINING, "eval", "predict"),
         {"type": int, "metavar": "K"},
-        "bertfast.truncation.strategy",
+        "bertfast.truncation",
         expand=_trunc_medium,
     ),
     _recipe(

@@ -24,7 +24,7 @@ def group_by_key(keys: np.ndarray, num_keys: int, values: np.ndarray | None = No
     """A stable counting sort, chunk by chunk: 16 million keys take a fifth of the time and a quarter of the memory of one argsort.
 
     Args:
-        keys: integers [n], 0 to num_keys - 1, at most 65,535.
+        keys: integers [n], 0 to num_keys - 1.
         values: integers [n]; left out, 0 to n - 1.
 
     Returns:
@@ -35,8 +35,9 @@ def group_by_key(keys: np.ndarray, num_keys: int, values: np.ndarray | None = No
     counts = per_chunk.sum(axis=0)
     targets = np.cumsum(counts) - counts
     grouped = np.empty(len(keys), dtype=np.int32)
+    narrow = np.uint16 if num_keys <= 2**16 else np.int64  # 16 bits: numpy's radix sort
     for start, in_chunk in zip(starts, per_chunk, strict=True):
-        order = np.argsort(keys[start : start + _SORT_CHUNK].astype(np.uint16), kind="stable")  # 16 bits: numpy's radix sort
+        order = np.argsort(keys[start : start + _SORT_CHUNK].astype(narrow), kind="stable")
         ordered = order + start if values is None else values[start : start + _SORT_CHUNK][order]
         present = np.flatnonzero(in_chunk)
         ends = np.cumsum(in_chunk[present])

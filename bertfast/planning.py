@@ -28,7 +28,7 @@ from bertfast.partition import (
 )
 
 FILLER = -1
-MAX_LENGTH = 2**16 - 1  # tokens: lengths are sorted as 16-bit keys
+MAX_LENGTH = 2**20  # tokens of an example, all its pieces together: planning counts the examples of every length
 
 _MIXING_LOSS = 0.001  # share of more micro-batches that is paid for mixing lengths within them
 _BALANCE_SAMPLE = 64  # steps that describe() looks at
@@ -393,5 +393,7 @@ def _check_lengths(lengths: np.ndarray, budget: int | None = None) -> np.ndarray
             "raise tokens_per_batch or lower max_sequence_length"
         )
     if longest > MAX_LENGTH:
-        raise DataError(f"example {lengths.argmax()} has {longest} tokens; a planner takes at most {MAX_LENGTH}")
+        raise DataError(
+            f"example {lengths.argmax()} has {longest} tokens; a planner takes at most {MAX_LENGTH}: cut it, or set truncation.max_pieces"
+        )
     return lengths

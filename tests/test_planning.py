@@ -311,18 +311,27 @@ def test_an_example_over_the_budget_is_named(planned):
         planned(lengths)
 
 
-@pytest.mark.parametrize("planned", [lambda n: plan_examples(n, 8), lambda n: plan_tokens(n, 10**6), lambda n: plan_sequential(n, 8)])
+@pytest.mark.parametrize("planned", [lambda n: plan_examples(n, 8), lambda n: plan_tokens(n, 10**7), lambda n: plan_sequential(n, 8)])
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
         pytest.param([], "there are no examples to plan", id="none"),
         pytest.param([3, 0, 2], "example 1 has 0 tokens; an example has at least 1", id="empty"),
-        pytest.param([3, 2**16], "example 1 has 65536 tokens; a planner takes at most 65535", id="too-long"),
+        pytest.param([3, 2**20 + 1], "example 1 has 1048577 tokens; a planner takes at most 1048576", id="too-long"),
     ],
 )
 def test_lengths_that_cannot_be_planned(planned, lengths, message):
     with pytest.raises(DataError, match=message):
         planned(np.array(lengths, dtype=np.int32))
+
+
+def test_documents_of_more_tokens_than_16_bits_hold():
+    lengths = np.array([70_000, 5, 65_536, 70_000, 4], dtype=np.int32)
+    for plan in (plan_examples(lengths, 2), plan_tokens(lengths, 70_010), plan_sequential(lengths, 2)):
+        met = [row for step in range(len(plan)) for batch in plan.micro_batches(step, 0) for row in batch.tolist() if row >= 0]
+        assert sorted(met) == [0, 1, 2, 3, 4]
+    plan = plan_sequential(lengths, 2)  # examples of like length share a batch
+    assert [sorted(plan.micro_batches(step, 0)[0].tolist()) for step in range(3)] == [[0, 3], [1, 2], [4]]
 
 
 @pytest.mark.parametrize(

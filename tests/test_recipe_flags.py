@@ -1,6 +1,7 @@
 """The recipes' flags, named as in the papers' code, and the config keys that they stand for."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,15 @@ def test_fine_tuning(config_file, command, flags, place, value):
     for key in place.split("."):
         found = getattr(found, key)
     assert found == value
+
+
+@pytest.mark.parametrize("flag, head_tokens", [("-2", None), ("-1", None), ("0", None), ("64", 64)])
+def test_the_flag_of_truncation_replaces_the_block(config_file, flag, head_tokens):
+    for block in ({"strategy": "head_tail", "head_tokens": 128}, {"strategy": "hierarchical", "overlap": 4, "max_pieces": 3}):
+        config = {"bertfast": {**CONFIG["bertfast"], "truncation": block}}
+        Path(config_file).write_text(json.dumps(config))
+        found = settings(config_file, "train", "--trunc_medium", flag).truncation
+        assert (found.head_tokens, found.max_pieces) == (head_tokens, None)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ class InputConfig(Block):
     data_dir: str | None = None  # the folder of a known task
     data_file: str | None = None  # a CSV, TSV, JSONL or Parquet file
     input_fn: str | None = None  # "package.module:function", called as function(params), which yields feature dictionaries
-    max_sequence_length: int = Field(default=128, ge=2)  # tokens, [CLS] and [SEP] included
+    max_sequence_length: int = Field(default=128, ge=2)  # tokens, [CLS] and [SEP] included; left out of eval_input: as in train_input
     batch_size: int = Field(default=32, ge=1)  # examples in a global batch, over all ranks and micro-steps
     planner: Literal["examples", "tokens"] = "examples"
     tokens_per_batch: int | None = Field(default=None, ge=2)  # the token budget of one micro-batch, for planner "tokens"
@@ -136,6 +136,16 @@ class BertfastConfig(Block):
         """Plain text to pre-train on needs no task."""
         if isinstance(values, dict) and isinstance(values.get("pretrain"), dict) and values["pretrain"].get("text_files"):
             return {"task": {"name": "text", "text_columns": ["text"]}, **values}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluated_as_trained(cls, values: Any) -> Any:
+        """A model is judged on texts that are cut as in its training, unless eval_input says otherwise."""
+        key = "max_sequence_length"
+        train, evaluation = (values.get(name) if isinstance(values, dict) else None for name in ("train_input", "eval_input"))
+        if isinstance(train, dict) and isinstance(evaluation, dict) and key in train and key not in evaluation:
+            return {**values, "eval_input": {**evaluation, key: train[key]}}
         return values
 
     @model_validator(mode="before")

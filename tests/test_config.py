@@ -192,6 +192,17 @@ def test_values_that_deepspeed_takes(override):
     assert str(node) == value
 
 
+def test_texts_are_cut_in_evaluation_as_in_training():
+    def lengths(train, evaluation):
+        block = {"task": "sst2", "model": {"checkpoint": "bert"}, "train_input": train, "eval_input": evaluation}
+        read = load_config({"bertfast": block}).bertfast
+        return read.train_input.max_sequence_length, read.eval_input.max_sequence_length
+
+    assert lengths({"max_sequence_length": 256}, {}) == (256, 256)
+    assert lengths({"max_sequence_length": 256}, {"max_sequence_length": 64}) == (256, 64)
+    assert lengths({}, {"batch_size": 8}) == (128, 128)
+
+
 @pytest.mark.parametrize(
     "block, words",
     [

@@ -130,7 +130,7 @@ def _predict_onnx(arguments: Namespace) -> int:
     to_folder = output is not None and is_folder(output)
     with clean_stdout() as stdout:
         classifier, block, task = exporter().load(arguments.onnx, arguments.variant, arguments.device)
-        for split, rows in read_inputs(block, task, arguments.input, not to_folder):
+        for split, rows in read_inputs(block, task, arguments.input, not to_folder, with_labels=False):
             logits = classifier.logits(rows.text_a, rows.text_b)
             if output in (None, "-"):
                 write_lines(stdout, prediction_lines(rows.task, logits, form))

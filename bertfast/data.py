@@ -125,19 +125,19 @@ class RawSplit:
         )
 
 
-def load_split(task: Task | TaskConfig | str, input_config: InputConfig, split: str) -> RawSplit:
+def load_split(task: Task | TaskConfig | str, input_config: InputConfig, split: str, with_labels: bool = True) -> RawSplit:
     """Read one split ("train", "dev", "test", or the task's own, such as "dev_matched") from data_file, data_dir or the hub.
 
     A user's own task whose classes are not known gets them from this split: read the training data first, and hand the task of what comes
-    back to the other splits. Test data may be without labels.
+    back to the other splits. Test data may be without labels; with_labels False passes over a column of them, whatever it holds.
 
     Raises:
         ConfigError: a split that the task has not, or an input that names no data.
         DataError: naming file and line of what is wrong.
     """
     task = get_task(task)
-    source = find_source(task, input_config, split)
-    return _read(task, source, split)
+    source = find_source(task, input_config, split, with_labels)
+    return _read(task, source, split, with_labels)
 
 
 def encode(
@@ -210,7 +210,7 @@ def load_dataset_for(
     return encode(raw, tokenizer, input_config.max_sequence_length, input_config.cache_dir, input_config.num_workers, truncation)
 
 
-def _read(task: Task, source: Source, split: str) -> RawSplit:
+def _read(task: Task, source: Source, split: str, with_labels: bool = True) -> RawSplit:
     fingerprint = _source_fingerprint(task, source, split)
     texts: list[list[pa.Array]] = [[] for _ in task.text_columns]
     lines, parts, labels, has_labels = [], [], LabelTable(), True
@@ -219,7 +219,7 @@ def _read(task: Task, source: Source, split: str) -> RawSplit:
             chunks.append(_checked(column, source.name, source.unit, block.lines, block.parts))
         lines.append(np.asarray(block.lines, dtype=np.int32))
         parts += block.parts or []
-        has_labels = block.labels is not None
+        has_labels = with_labels and block.labels is not None
         if has_labels:
             labels.add(block.labels)
     if not lines:

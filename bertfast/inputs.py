@@ -35,15 +35,16 @@ def encoded_inputs(
             load_dataset_for(task, source.model_copy(update={"cache_dir": scratch}), "test", tokenizer, block.run.seed, block.truncation),
         )
         return
-    for split, raw in read_inputs(block, task, given, single):
+    for split, raw in read_inputs(block, task, given, single, with_labels=False):
         yield split, encode(raw, tokenizer, length, cache_dir=scratch, truncation=block.truncation)
 
 
-def read_inputs(block: BertfastConfig, task: Task, given: str | None, single: bool) -> list[tuple[str, RawSplit]]:
+def read_inputs(block: BertfastConfig, task: Task, given: str | None, single: bool, with_labels: bool = True) -> list[tuple[str, RawSplit]]:
     """The texts to classify, as (split, rows); the split names the output file.
 
     given: a file, a folder of the task, "-" for standard input, or None: standard input where something is piped in and there is one
     output, else the test files of eval_input (or train_input). single: there is one output, so one split alone will do.
+    with_labels: False passes over labels, whatever the column holds.
 
     Raises:
         ConfigError: nothing to read, or two test splits for one output.
@@ -59,16 +60,23 @@ def read_inputs(block: BertfastConfig, task: Task, given: str | None, single: bo
     if path is not None and not path.is_dir():
         split = path.stem if path.stem in task.splits else "test"
         if path.suffix == ".txt" and not path.name.startswith("msr_paraphrase"):
-            return [(split, read_lines(task, path.read_bytes(), str(path)))]
+            return [(split, read_lines(task, _bytes_of(path), str(path)))]
         source = InputConfig(data_file=str(path))
-        return [(split, load_split(task, source, split if split in task.test_splits else "test"))]
+        return [(split, load_split(task, source, split if split in task.test_splits else "test", with_labels))]
     source = InputConfig(data_dir=str(path)) if path is not None else _configured(block)
     if single and len(task.test_splits) > 1:
         raise ConfigError(
             f"task {task.name} has {len(task.test_splits)} test sets ({', '.join(task.test_splits)}) and there is one output: "
             "give a folder as --output, or the file of one set as --input"
         )
-    return [(split, load_split(task, source, split)) for split in task.test_splits]
+    return [(split, load_split(task, source, split, with_labels)) for split in task.test_splits]
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"--input {path}: cannot be read: {error.strerror or error}") from None
 
 
 def read_lines(task: Task, content: bytes, source: str) -> RawSplit:

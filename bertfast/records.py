@@ -184,5 +184,8 @@ def read_reviews(folder: Path) -> Iterator[Rows]:
 
 
 def _whole_text(path: Path) -> str:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     return decode(data, path, 1, "utf-8").removeprefix("\ufeff")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -44,8 +44,9 @@ def place(name: str, unit: str, number: int, part: str | None) -> str:
     return f"{within}, line {number}" if unit == "line" else f"{within}, row {number} (from 0)"
 
 
-def find_source(task: Task, config: InputConfig, split: str) -> Source:
-    """The source of this split of the task; `needs_labels(task, split)` tells whether a missing label column is an error.
+def find_source(task: Task, config: InputConfig, split: str, with_labels: bool = True) -> Source:
+    """The source of this split of the task; `needs_labels(task, split)` tells whether a missing label column is an error. with_labels False:
+    a column of labels is not looked at.
 
     Raises:
         ConfigError: a split that the task has not, or no source for a user's own task.
@@ -55,11 +56,11 @@ def find_source(task: Task, config: InputConfig, split: str) -> Source:
         path = Path(config.data_file)
         if not path.is_file():
             raise DataError(f"data_file {path}: there is no such file{_neighbours(path.parent)}")
-        return _file_source(task, path, split)
+        return _file_source(task, path, split, with_labels)
     if task.layout.kind != "own" and split not in task.splits:
         raise ConfigError(f"task {task.name} has no split {split!r}; it has {', '.join(task.splits)}")
     if config.data_dir is not None:
-        return _folder_source(task, Path(config.data_dir), split)
+        return _folder_source(task, Path(config.data_dir), split, with_labels)
     if task.hub is None:
         raise ConfigError(f"task {task.name}: its input names no data; give data_file, data_dir or input_fn")
     return _hub_source(task, split)
@@ -77,7 +78,7 @@ def expected_layout(task: Task, split: str) -> str:
     return " or ".join(folder + name for name in names)
 
 
-def _folder_source(task: Task, data_dir: Path, split: str) -> Source:
+def _folder_source(task: Task, data_dir: Path, split: str, with_labels: bool) -> Source:
     if not data_dir.is_dir():
         raise DataError(
             f"data_dir {data_dir}: there is no such folder{_neighbours(data_dir.parent)}; expected {expected_layout(task, split)}"
@@ -86,7 +87,7 @@ def _folder_source(task: Task, data_dir: Path, split: str) -> Source:
     for folder in tried:
         path = _split_file(task, folder, split)
         if path is not None:
-            return _file_source(task, path, split)
+            return _file_source(task, path, split, with_labels)
     raise DataError(
         f"data_dir {data_dir}: no data for split {split!r} of task {task.name}; looked for {expected_layout(task, split)} "
         f"(or {split} as {', '.join(SUFFIXES)}){_neighbours(data_dir)}"
@@ -119,9 +120,11 @@ def _neighbours(folder: Path) -> str:
     return f"; {folder} holds {shown or 'nothing'}"
 
 
-def _file_source(task: Task, path: Path, split: str) -> Source:
+def _file_source(task: Task, path: Path, split: str, with_labels: bool) -> Source:
     layout, suffix = task.layout, path.suffix.lower()
     columns = _columns(task, split)
+    if not with_labels and layout.kind != "zhang":  # there, the class tells a header from a row
+        columns = replace(columns, label=(), needs_label=False)
     extra: tuple[Path, ...] = ()
     rows: Callable[[], Iterator[Rows]]
     if path.is_dir():

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,6 +135,33 @@ def test_a_text_file_and_a_file_of_ones_own(tmp_path):
     task = get_task(TaskConfig(text_columns=("title",), label_column="mood", label_names=("sad", "happy")))
     ((_, raw),) = read_inputs(block(), task, "b.csv", single=True)
     assert list(raw.text_a) == ["good"] and raw.labels is None
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        pytest.param("a.csv", "sentence,label\ngood,\nbad,\n", id="an-empty-column"),
+        pytest.param("a.tsv", "sentence\tlabel\ngood\tlovely\nbad\t1\n", id="a-label-that-is-unknown"),
+        pytest.param("a.jsonl", '{"sentence": "good", "label": null}\n{"sentence": "bad", "label": 0}\n', id="null"),
+        pytest.param("a.jsonl", '{"sentence": "good", "label": 1}\n{"sentence": "bad"}\n', id="the-first-row-alone"),
+    ],
+)
+def test_labels_do_not_matter_to_a_prediction(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    ((_, raw),) = read_inputs(block(), SST2, name, single=True, with_labels=False)
+    assert list(raw.text_a) == ["good", "bad"] and raw.labels is None
+    with pytest.raises(DataError, match="label"):
+        read_inputs(block(), SST2, name, single=True)
+
+
+def test_a_text_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.txt").write_text("good\n")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"--input a\.txt: cannot be read: Permission denied"):
+        read_inputs(block(), SST2, "a.txt", single=True)
 
 
 def test_two_test_sets_need_a_folder_or_one_file(tmp_path):

@@ -10,6 +10,7 @@ pytest.importorskip("onnxruntime")
 from onnx import helper, numpy_helper  # noqa: E402
 
 from bertfast.config import load_config  # noqa: E402
+from bertfast_export import search, verify  # noqa: E402
 from bertfast_export.audit import CheckpointWeights, KeptWeights  # noqa: E402
 from bertfast_export.cases import BATCH_SIZES, make_cases  # noqa: E402
 from bertfast_export.evidence import eager_logits  # noqa: E402
@@ -295,3 +296,23 @@ def test_int8_answers_do_not_depend_on_the_batch(trial, tmp_path):
     features["attention_mask"][0, 9:] = 0
     alone = {name: values[:1, :9] for name, values in features.items()}
     assert np.abs(run_cases(session, features)[:1] - run_cases(session, alone)).max() <= 1e-5
+
+
+def test_logits_that_are_not_finite_on_data_alone_are_a_fault(trial, tmp_path, monkeypatch):
+    def spoilt(session, dataset, num_labels):
+        logits = run_dataset(session, dataset, num_labels)
+        logits[7, 1] = np.nan
+        return logits
+
+    run_dataset = verify.run_dataset
+    monkeypatch.setattr(verify, "run_dataset", spoilt)
+    verdict = trial.judge("model.onnx", tmp_path / "model.onnx")
+    assert verdict.fault.startswith("dev, dev.tsv, line 9: logits") and "nan" in verdict.fault
+    assert verdict.data["dev"]["metrics"].keys() == {"name", "eager"} and verdict.failing is not None
+
+
+def test_a_recipe_whose_logits_are_not_finite_loses_the_whole_metric(trial, monkeypatch):
+    monkeypatch.setattr(search, "run_cases", lambda session, features: np.full((len(features["input_ids"]), 3), np.nan))
+    rows = [np.arange(60)]
+    found = search._try(trial.graphs["model_quantized.onnx"], Recipe("smoothing 0.7"), trial.network, trial.evidence, rows)
+    assert found.agreement == 0.0 and found.points_lost > 20

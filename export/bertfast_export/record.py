@@ -112,7 +112,7 @@ def page(record: dict[str, Any]) -> list[str]:
     for name, verdict in record["verdicts"].items():
         for split, found in verdict["data"].items():
             metrics = found.get("metrics")
-            scores = [f"{metrics['name']} {metrics[side][metrics['name']]:.4f}" for side in ("eager", "onnx")] if metrics else ["", ""]
+            scores = [_score(metrics, side) for side in ("eager", "onnx")]
             cells = [
                 name,
                 split,
@@ -126,6 +126,13 @@ def page(record: dict[str, Any]) -> list[str]:
     lines += [f"| {name} | `{digest}` |" for name, digest in record["files"].items()]
     lines += [f"| {record['checkpoint']['name']}: {name} | `{digest}` |" for name, digest in record["checkpoint"]["sha256"].items()]
     return lines
+
+
+def _score(metrics: dict | None, side: str) -> str:
+    """The metric of one side; logits that are not finite have none, nor has data without labels."""
+    if not metrics:
+        return ""
+    return f"{metrics['name']} {metrics[side][metrics['name']]:.4f}" if side in metrics else "not finite"
 
 
 def _weights(verdict: dict[str, Any]) -> str:

@@ -139,6 +139,9 @@ def _try(graph: onnx.ModelProto, recipe: Recipe, network: Network, evidence: lis
         agreement = min(agreement, float(agree(given, expected).mean()))
         if part.dataset.labels is not None:
             task, labels = part.dataset.task, part.dataset.labels[rows]
-            before, after = (compute_metrics(task, logits, labels)[task.main_metric] for logits in (expected, given))
+            before, after = (
+                compute_metrics(task, logits, labels)[task.main_metric] if np.isfinite(logits).all() else 0.0
+                for logits in (expected, given)
+            )
             lost.append(100 * (before - after))
     return Trial(recipe, int8_share(network, recipe), agreement, max(lost) if lost else None)

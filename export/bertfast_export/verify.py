@@ -256,12 +256,11 @@ def _judge_data(session, part: Evidence, verdict: Verdict) -> None:
     verdict.data[part.name] = found
     if dataset.labels is not None:
         task = dataset.task
-        found["metrics"] = {
-            "name": task.main_metric,
-            "eager": compute_metrics(task, expected, dataset.labels),
-            "onnx": compute_metrics(task, given, dataset.labels),
-        }
-        found["points_lost"] = 100 * (found["metrics"]["eager"][task.main_metric] - found["metrics"]["onnx"][task.main_metric])
+        name, eager = task.main_metric, compute_metrics(task, expected, dataset.labels)
+        found["metrics"] = {"name": name, "eager": eager}
+        if np.isfinite(given).all():  # else there is no metric, and the logits are out of budget
+            found["metrics"]["onnx"] = compute_metrics(task, given, dataset.labels)
+            found["points_lost"] = 100 * (eager[name] - found["metrics"]["onnx"][name])
     row = int(np.argmax(np.where(agrees, 0, 2 + apart.max(axis=1)))) if not agrees.all() else int(apart.max(axis=1).argmax())
     features = _features_of(dataset, np.array([row]))
     reasons = [

@@ -106,7 +106,8 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 def starts_from_checkpoint(arguments: argparse.Namespace) -> bool:
     """Whether --checkpoint_path means the weights to start from, and not a run to continue or a model to judge."""
-    return arguments.command in ("train", "train_and_eval", "validate", "compile", "pretrain", "sweep") and not arguments.resume
+    starting = ("train", "train_and_eval", "validate", "compile", "pretrain", "sweep")
+    return arguments.command in starting and not (arguments.resume or arguments.evaluate_only)
 
 
 def _take_device(argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bertfast.trainer import Trainer
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_CLASSIFYING = ("train", "train_and_eval", "eval", "predict", "sweep")
 _HEAD_START_SECONDS = 3.0  # the deepspeed launcher looks once a second, and ends all ranks when one has left
 
 
@@ -81,7 +82,12 @@ def _pretrain(arguments: Namespace) -> int:
     config = _load(arguments)
     if config.bertfast.pretrain is None:
         raise ConfigError(f"{_name(config)}: there is no bertfast.pretrain block; it names the text ({{}} takes the task's own)")
-    return _train(arguments)
+    if not arguments.evaluate_only:
+        return _train(arguments)
+    metrics = _trainer(arguments, config).evaluate()
+    if rank() == 0:
+        _print_metrics(metrics)
+    return 0
 
 
 def _evaluate(arguments: Namespace) -> int:
@@ -250,6 +256,10 @@ def _load(arguments: Namespace) -> Config:
         if file is None:
             raise CheckpointError(f"--checkpoint_path {folder}: no {MODEL_CONFIG_FILE} there; name the config with --config")
         config = load_config(file, overrides(arguments))
+    given = vars(arguments)
+    validates_training = given.get("validate_only") and given.get("mode") != "pretrain"
+    if arguments.command in _CLASSIFYING or validates_training:
+        config = config.without_pretraining()
     for part in configs_of(config):
         get_task(part.bertfast.task)
     return config
@@ -269,14 +279,15 @@ def _model_folder(arguments: Namespace, config: Config) -> str:
     if rank() == 0:
         recover(model)
     if rank() == 0 and not model.is_dir():
+        kind, command = ("pre-trained", "pretrain") if arguments.evaluate_only else ("fine-tuned", "train")
         raise CheckpointError(
-            f"{model}: there is no fine-tuned model yet; train first (bertfast train --config ...), or name a model with --checkpoint_path"
+            f"{model}: there is no {kind} model yet; train first (bertfast {command} --config ...), or name a model with --checkpoint_path"
         )
     return config.bertfast.run.model_dir
 
 
 def _trainer(arguments: Namespace, config: Config) -> Trainer:
-    if arguments.command in ("eval", "predict"):
+    if arguments.command in ("eval", "predict") or arguments.evaluate_only:
         checkpoint_path = _model_folder(arguments, config)
     else:
         checkpoint_path = None if starts_from_checkpoint(arguments) else arguments.checkpoint_path

@@ -39,6 +39,8 @@ from bertfast.deepspeed_keys import (
 from bertfast.errors import ConfigError
 from bertfast.multitask_blocks import MIXTURE, MultitaskConfig, SharedTask, TaskInput, check_multitask
 
+TEXT = TaskConfig(name="text", text_columns=("text",))  # what stands for a task where there is plain text to pre-train on
+
 
 class ModelConfig(Block):
     """Where the weights come from, and how strictly."""
@@ -135,7 +137,7 @@ class BertfastConfig(Block):
     def _text_without_a_task(cls, values: Any) -> Any:
         """Plain text to pre-train on needs no task."""
         if isinstance(values, dict) and isinstance(values.get("pretrain"), dict) and values["pretrain"].get("text_files"):
-            return {"task": {"name": "text", "text_columns": ["text"]}, **values}
+            return {"task": TEXT.model_dump(exclude_unset=True), **values}
         return values
 
     @model_validator(mode="before")
@@ -178,6 +180,19 @@ class Config:
         self.deepspeed = deepspeed
         self.bertfast = bertfast
         self.path = path
+
+    def without_pretraining(self) -> Config:
+        """The config as training, evaluation and prediction read it: one with a `pretrain` block serves both steps.
+
+        Raises:
+            ConfigError: it has a `pretrain` block and names no task.
+        """
+        block = self.bertfast
+        if block.pretrain is None:
+            return self
+        if block.task == TEXT:
+            raise ConfigError(f"{self.path or 'config'}: bertfast.task is missing: plain text to pre-train on trains no classifier")
+        return Config(self.deepspeed, block.model_copy(update={"pretrain": None}), self.path)
 
     def to_dict(self, defaults: bool = True) -> dict[str, Any]:
         """The whole config as plain JSON data, or what was given alone, without the defaults of the rest."""

@@ -147,6 +147,12 @@ RECIPE_FLAGS = (
         type=int,
         metavar="N",
     ),
+    Flag(
+        ("--evaluate_only",),
+        "evaluate a pre-trained model on the held-out text (the one in model_dir, or of --checkpoint_path), train nothing",
+        ("pretrain",),
+        _SWITCH,
+    ),
     Flag(("--do_whole_word_mask",), "mask whole words", ("pretrain",), _SWITCH, "bertfast.pretrain.whole_word_mask", True),
 )
 
@@ -180,8 +186,8 @@ FLAGS = (
     Flag(("--model_dir",), "where the run keeps what it makes", options={"metavar": "FOLDER"}, key="bertfast.run.model_dir"),
     Flag(
         ("--checkpoint_path",),
-        "the weights to start from; with --resume, the training checkpoint to continue; for eval and predict, the model or training "
-        "checkpoint to use (left out: model_dir/model)",
+        "the weights to start from; with --resume, the training checkpoint to continue; for eval, predict and --evaluate_only, the model or "
+        "training checkpoint to use (left out: model_dir/model)",
         options={"metavar": "FOLDER"},
         key="bertfast.model.checkpoint",
     ),

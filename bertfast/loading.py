@@ -17,7 +17,7 @@ from bertfast.pretrained import load_tokenizer, task_of_model
 from bertfast.tasks import Task, get_task
 from bertfast.weights import read_config, resolve_folder
 
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Loader:
@@ -100,7 +100,7 @@ class Loader:
         missing = [name for name in model.load_report.missing if name.startswith("classifier.")]
         if missing:
             raise CheckpointError(f"{folder}: has no classification head ({missing[0]} is missing); train it first")
-        return model.to(self.ranks.device, _DTYPES[precision]).eval(), tokenizer
+        return model.to(self.ranks.device, DTYPES[precision]).eval(), tokenizer
 
 
 def check_fit(dataset: EncodedDataset, model: BertClassifier) -> None:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from bertfast.config import InputConfig
-from bertfast.engine import model_folder
-from bertfast.errors import ConfigError
-from bertfast.loading import Loader
+from bertfast.engine import join_ranks, model_folder
+from bertfast.errors import CheckpointError, ConfigError
+from bertfast.loading import DTYPES, Loader
 from bertfast.packing import PackedBatch
 from bertfast.planning import plan_sequential
 from bertfast.prefetch import prefetched
@@ -54,6 +54,24 @@ class PretrainingLoader(Loader):
         dropout = {name: getattr(settings, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
         return BertPretrainer.from_pretrained(model_folder(folder_or_name), self.pretrain.next_sentence, settings.strict, dropout)
 
+    def trained(self, folder: str, precision: str) -> tuple[BertPretrainer, Any]:
+        """A pre-trained model, ready for inference on this rank's device, and its tokenizer.
+
+        Raises:
+            CheckpointError: the folder holds no head for masked words or, where the config asks for them, for next sentences.
+        """
+        if self.ranks.world_size > 1:
+            join_ranks(self.ranks)
+        tokenizer = self.tokenizer(folder, folder)
+        model = self.model(folder, new_head=False)
+        missing = [name for name in model.load_report.missing if not name.startswith(("layers.", "embedding"))]
+        if missing:
+            raise CheckpointError(
+                f"{folder}: has not all heads that the pre-training of this config has ({missing[0]} is missing); pre-train it first, "
+                "or set pretrain.next_sentence to false where it is that one which is missing"
+            )
+        return model.to(self.ranks.device, DTYPES[precision]).eval(), tokenizer
+
     def _load(self, source: InputConfig, split: str, tokenizer: Any) -> PretrainingSet:
         """The first rank builds the cache, the others then find it there."""
         vocab_size = read_config(resolve_folder(model_folder(self.settings.model.checkpoint))).vocab_size
@@ -69,6 +87,7 @@ class PretrainingLoader(Loader):
 class Pretrainer(Trainer):
     """Pre-train further as a config's `pretrain` block says; see Trainer. Leaves in run.model_dir what training leaves."""
 
+    pretrains = True
     loader_class = PretrainingLoader
 
     def _loss(self) -> None:

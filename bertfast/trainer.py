@@ -47,6 +47,7 @@ class Trainer:
         profile: leave a torch profiler trace of a few steps, and a page on it, in run.model_dir/profile.
     """
 
+    pretrains = False  # whether a config's `pretrain` block is heeded
     loader_class: type[Loader] = Loader
     keeper_class: type[Keeper] = Keeper
     capture: type[Capture] | None = None  # what records CUDA graphs, where it is not torch
@@ -60,7 +61,7 @@ class Trainer:
         profile_startup: bool = False,
         profile: bool = False,
     ):
-        self.config = config
+        self.config = config = config if self.pretrains else config.without_pretraining()
         self.settings = config.bertfast
         self.run = config.bertfast.run
         self.model_dir = Path(self.run.model_dir)

@@ -115,7 +115,7 @@ def test_what_cannot_be_exported_is_refused_before_training(changes, message, tm
     config = write_plan(tmp_path, **changes)
     row = export_row(config)
     assert row.result == "failed" and message in row.detail
-    assert main(["train", "--config", str(config)]) == 2
+    assert main(["pretrain" if "pretrain" in changes else "train", "--config", str(config)]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 
 import numpy as np
@@ -78,12 +79,34 @@ def test_the_loss_falls_and_fine_tuning_starts_from_the_result(task):
     metrics = json.loads((task / "run" / "results.json").read_text())["metrics"]["dev"]
     assert metrics["mlm_loss"] == min(held_out) and metrics["perplexity"] == pytest.approx(np.exp(metrics["mlm_loss"]))
     assert held_out_loss_by_transformers(task, folder) == pytest.approx((metrics["mlm_loss"], metrics["nsp_loss"]), abs=1e-4)
+    said = train(task, *PRETRAIN, "--max_predictions_per_seq", "5", "--masked_lm_prob", "0.2", "--evaluate_only")
+    shown = [float(cell) for cell in re.findall(r"\d+\.\d{4}", said)]
+    assert shown == [round(metrics[name], 4) for name in ("mlm_loss", "mlm_accuracy", "perplexity", "nsp_loss", "nsp_accuracy")]
+    said = train(task, *PRETRAIN, "--evaluate_only", "--checkpoint_path", str(task / "bert"), code=2)
+    assert f"{task / 'bert'}: has not all heads" in said and "predictions." in said
     assert not (folder / "bertfast.json").exists() and str(task) not in (folder / "README.md").read_text()
     config = write_task(task)
     config["bertfast"]["model"]["checkpoint"] = str(folder)
     config["bertfast"]["run"]["model_dir"] = str(task / "tuned")
     (task / "config.json").write_text(json.dumps(config))
     assert "made anew: classifier.weight, classifier.bias\n" in train(task)
+
+
+def test_one_config_for_pre_training_and_for_training(task):
+    config = write_task(task)
+    config["bertfast"]["pretrain"] = {"next_sentence": False}
+    config["bertfast"]["run"] |= {"epochs": 1, "max_steps": 2}
+    (task / "config.json").write_text(json.dumps(config))
+    train(task, *PRETRAIN, "--model_dir", "further")
+    train(task, "--checkpoint_path", "further/model", "--model_dir", "tuned")
+    card = (task / "tuned" / "model" / "README.md").read_text()
+    assert "fill-mask" not in card and '"pretrain":' not in (task / "tuned" / "model" / "bertfast.json").read_text()
+    assert len(train(task, "--mode", "predict", "--input", "dev.tsv", "--checkpoint_path", "tuned/model").splitlines()) >= 20
+    assert "accuracy" in train(task, "--mode", "eval", "--model_dir", "tuned")
+
+
+def test_plain_text_alone_trains_no_classifier(task):
+    assert "bertfast.task is missing" in train(task, code=2)
 
 
 def held_out_loss_by_transformers(task, folder):

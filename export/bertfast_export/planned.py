@@ -31,7 +31,7 @@ def check_planned(block: BertfastConfig, bert: BertConfig) -> tuple[str, str]:
     """
     if block.pretrain is not None:
         raise ConfigError(
-            "bertfast.export: pre-training makes no classifier; take bertfast.export out, and export what is fine-tuned from it"
+            "bertfast.export: pre-training makes no classifier; take bertfast.export out (--set bertfast.export=null), and export what is fine-tuned from it"
         )
     refuse_head(block.head, "bertfast.head")
     refuse_truncation(block.truncation, "bertfast.truncation")

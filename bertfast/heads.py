@@ -48,6 +48,22 @@ def head_of(config: BertConfig) -> HeadConfig:
     return resolved(HeadConfig.model_validate(getattr(config, HEAD_KEY, None) or {}), config.num_hidden_layers)
 
 
+def check_head_is_kept(config: BertConfig, head: HeadConfig, source: str) -> None:
+    """Hold a head that is asked for against the trained one of a checkpoint, whose weights it is to take.
+
+    Raises:
+        ConfigError: they differ in more than dropout.
+    """
+    own, asked = head_of(config), resolved(head, config.num_hidden_layers)
+    differing = [name for name in HeadConfig.model_fields if name != "dropout" and getattr(own, name) != getattr(asked, name)]
+    if differing:
+        name = differing[0]
+        raise ConfigError(
+            f"bertfast.head.{name} = {getattr(asked, name)!r}, but the head of {source} was trained with {getattr(own, name)!r}: "
+            "leave bertfast.head out to keep that one, or have a new one made (is_pretrained_checkpoint)"
+        )
+
+
 def set_head(config: BertConfig, head: HeadConfig) -> None:
     """Have `config` describe this head. Layers above the highest that the head reads are taken off the encoder.
 

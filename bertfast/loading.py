@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from bertfast import checkpoint
-from bertfast.config import Config, InputConfig
+from bertfast.blocks import HeadConfig
+from bertfast.config import BertfastConfig, Config, InputConfig
 from bertfast.data import EncodedDataset, load_dataset_for
 from bertfast.engine import Ranks, join_ranks, model_folder
 from bertfast.errors import CheckpointError, ConfigError
@@ -18,6 +19,14 @@ from bertfast.tasks import Task, get_task
 from bertfast.weights import read_config, resolve_folder
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def head_to_train(settings: BertfastConfig) -> tuple[bool, HeadConfig | None]:
+    """Whether training makes a new head, and which head it asks for: none (the checkpoint's own) where it keeps that of a fine-tuned model, and
+    the config says nothing of another."""
+    model = settings.model
+    new_head = model.is_pretrained_checkpoint or model.load_checkpoint_states is None
+    return new_head, settings.head if new_head or "head" in settings.model_fields_set else None
 
 
 class Loader:
@@ -71,18 +80,19 @@ class Loader:
     def model(self, folder_or_name: str, new_head: bool) -> BertClassifier:
         """The classifier in a folder, with the config's dropout and, with `new_head`, a fresh head unless the config wants to keep the old one."""
         settings = self.settings.model
+        new_head, head = head_to_train(self.settings) if new_head else (False, None)  # a fine-tuned model's own is in its config.json
         return BertClassifier.from_pretrained(
             model_folder(folder_or_name),
             self.task.num_labels,
             self.task.label_names,
             strict=settings.strict,
-            new_head=new_head and (settings.is_pretrained_checkpoint or settings.load_checkpoint_states is None),
+            new_head=new_head,
             overrides={
                 "hidden_dropout_prob": settings.hidden_dropout_prob,
                 "attention_probs_dropout_prob": settings.attention_probs_dropout_prob,
                 "classifier_dropout": self.settings.head.dropout,
             },
-            head=self.settings.head if new_head else None,  # a fine-tuned model's own is in its config.json
+            head=head,
         )
 
     def trained(self, folder: str, precision: str) -> tuple[BertClassifier, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from bertfast.blocks import HeadConfig
 from bertfast.errors import CheckpointError
-from bertfast.heads import ACTIVATIONS, Features, head_of, set_head
+from bertfast.heads import ACTIVATIONS, Features, check_head_is_kept, head_of, set_head
 from bertfast.modules import Linear, Pack, RandomBits
 from bertfast.packing import IGNORE_LABEL, PackedBatch
 from bertfast.recompute import selectively
@@ -142,7 +142,7 @@ class BertClassifier(Reader):
 
         Raises:
             CheckpointError: naming the folder and the tensors that do not fit.
-            ConfigError: the head names a layer that the encoder has not.
+            ConfigError: the head names a layer that the encoder has not, or is not the one that the checkpoint has trained and is to keep.
         """
         config, state = read_weights(folder_or_name)
         config.update({key: value for key, value in (overrides or {}).items() if value is not None})
@@ -154,6 +154,8 @@ class BertClassifier(Reader):
         if new_head:
             state = {name: tensor for name, tensor in state.items() if not name.startswith(("classifier.", "head."))}
         n_layers = config.num_hidden_layers
+        if head is not None and any(name.startswith(("classifier.", "head.")) for name in state):
+            check_head_is_kept(config, head, str(folder_or_name))
         if head is not None:
             set_head(config, head)
         model = cls(config)

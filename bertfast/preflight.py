@@ -15,6 +15,7 @@ from bertfast.config import Config, InputConfig
 from bertfast.data import EncodedDataset, RawSplit, encode, load_dataset_for, load_split
 from bertfast.engine import model_folder
 from bertfast.errors import CheckpointError, NonFiniteLossError
+from bertfast.loading import head_to_train
 from bertfast.losses import Loss
 from bertfast.memory import Precision, activation_bytes, estimate_memory
 from bertfast.model import BertClassifier
@@ -153,10 +154,10 @@ def _describe_labels(data: EncodedDataset | RawSplit) -> tuple[str, str]:
 
 def check_weights(config: Config, checkpoint: tuple[Path, BertConfig], task: Task) -> Found:
     block = config.bertfast.model
-    new_head = block.is_pretrained_checkpoint or block.load_checkpoint_states is None
+    new_head, head = head_to_train(config.bertfast)
     torch.manual_seed(config.bertfast.run.seed)
     model = BertClassifier.from_pretrained(
-        str(checkpoint[0]), num_labels=task.num_labels, strict=block.strict, new_head=new_head, head=config.bertfast.head
+        str(checkpoint[0]), num_labels=task.num_labels, strict=block.strict, new_head=new_head, head=head
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     report = model.load_report

@@ -11,8 +11,10 @@ from tolerances import GRADIENT, LOGITS
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertModel
 
 from bertfast.blocks import HeadConfig
+from bertfast.config import load_config
 from bertfast.errors import ConfigError
 from bertfast.heads import AttentionPooling, head_of, set_head
+from bertfast.loading import head_to_train
 from bertfast.model import BertClassifier, RandomBits, loss_sum
 from bertfast.modules import Pack
 from bertfast.packing import PackedBatch
@@ -157,6 +159,27 @@ def test_dropout_by_key_does_not_depend_on_the_packing(head):
     for name in ("shuffled", "apart"):
         assert (gradients(PACKINGS[name], 5) - whole).norm() <= GRADIENT * whole.norm(), name
     assert (gradients(PACKINGS["whole"], 6) - whole).norm() > 0.01 * whole.norm()
+
+
+def test_a_trained_head_is_kept_or_another_is_refused(tmp_path):
+    head = HeadConfig(pooling="mean")
+    model = ours_of(an_encoder(), head)
+    model.save_pretrained(str(tmp_path))
+    settings = {"task": "sst2", "model": {"checkpoint": str(tmp_path), "load_checkpoint_states": "model"}}
+
+    def loaded(**changes):
+        block = load_config({"bertfast": {**settings, **changes}}).bertfast
+        new_head, asked = head_to_train(block)
+        return BertClassifier.from_pretrained(str(tmp_path), 3, new_head=new_head, head=asked)
+
+    for changes in ({}, {"head": {"pooling": "mean", "dropout": 0.3}}):
+        kept = loaded(**changes)
+        assert kept.head.pooling == "mean" and not kept.load_report.missing
+        assert torch.equal(kept.classifier.weight, model.classifier.weight)
+    with pytest.raises(ConfigError, match=r"bertfast\.head\.pooling = 'max', but the head of .* was trained with 'mean'"):
+        loaded(head={"pooling": "max"})
+    anew = loaded(model=settings["model"] | {"is_pretrained_checkpoint": True})
+    assert anew.head.is_plain and set(anew.load_report.missing) == {"classifier.weight", "classifier.bias", "pooler.weight", "pooler.bias"}
 
 
 def test_each_dropout_has_a_site_of_its_own(monkeypatch):

@@ -24,7 +24,7 @@ from bertfast.blocks import (
     TruncationConfig,
     check_one_source,
 )
-from bertfast.config_files import find_config, parse_value, read_json_or_yaml
+from bertfast.config_files import find_config, parse_value, read_json_or_yaml, without_nulls
 from bertfast.deepspeed_keys import (
     ADAM_PARAMS,
     NESTED_KEYS,
@@ -202,7 +202,7 @@ class Config:
 def load_config(path: str | Path | dict, overrides: list[str] | None = None, flag: str = "--set") -> Config:
     """Read a config file (JSON or YAML) or dictionary, apply `key.path=value` overrides, and check every key.
 
-    flag: where the overrides come from, for the errors.
+    null in the place of one of DeepSpeed's blocks or values means that it is left out. flag: where the overrides come from, for the errors.
 
     Raises:
         ConfigError: naming the file, the key and the value, and the nearest known key for an unknown one.
@@ -229,7 +229,7 @@ def load_config(path: str | Path | dict, overrides: list[str] | None = None, fla
     if not isinstance(block, dict):
         raise ConfigError(f"{name}: there is no 'bertfast' block; it names the task, the model and the data (see configs/ for examples)")
     try:
-        return Config(raw, BertfastConfig.model_validate(block), file)
+        return Config(without_nulls(raw), BertfastConfig.model_validate(block), file)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(source, item) for item in _relevant(error, block))) from None
 
@@ -293,7 +293,9 @@ def _override(raw: dict[str, Any], override: str, flag: str) -> None:
     *parents, last = key.strip().split(".")
     node = raw
     for depth, parent in enumerate(parents):
-        node = node.setdefault(parent, {})
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
         if not isinstance(node, dict):
             raise ConfigError(f"{flag} {override}: {'.'.join(parents[: depth + 1])} is a value, not a block")
     node[last] = parse_value(text)

@@ -100,3 +100,8 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader=_Loader) if text else ""
     except yaml.YAMLError:
         return text
+
+
+def without_nulls(block: dict[str, Any]) -> dict[str, Any]:
+    """A block of a config without the keys that are null, in the blocks within it too."""
+    return {key: without_nulls(value) if isinstance(value, dict) else value for key, value in block.items() if value is not None}

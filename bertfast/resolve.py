@@ -149,7 +149,7 @@ def _check_scheduler(optimization: OptimizationConfig) -> None:
         if getattr(optimization, key) not in (None, "linear"):
             raise ConfigError(
                 f"bertfast.optimization.{key} = {getattr(optimization, key)!r} contradicts the scheduler block, which sets one rate for all "
-                "parameters; leave out the scheduler block"
+                "parameters; leave out the scheduler block: --set scheduler=null"
             )
 
 

@@ -18,7 +18,7 @@ from bertfast import __version__
 from bertfast.atomic import replacing, write_json
 from bertfast.blocks import HEAD_KEY, Block, HeadConfig
 from bertfast.config import Config, TaskConfig
-from bertfast.resolve import LEARNING_RATE, WEIGHT_DECAY
+from bertfast.resolve import resolve_optimizer
 from bertfast.tasks import Task
 
 RESULTS_FILE = "results.json"
@@ -197,15 +197,14 @@ def _metrics_table(metrics: dict[str, dict[str, float]]) -> list[str]:
 
 
 def _set_up(results: dict[str, Any], config: Config) -> dict[str, Any]:
-    block, optimizer = config.bertfast, config.deepspeed.get("optimizer", {})
-    rate, decay = optimizer.get("params", {}).get("lr", "auto"), optimizer.get("params", {}).get("weight_decay", 0.0)
+    block, optimizer = config.bertfast, resolve_optimizer(config.deepspeed)
     facts: dict[str, Any] = {
         "training examples at most": block.train_input.max_examples if block.train_input else None,
         "evaluation examples at most": block.eval_input.max_examples if block.eval_input else None,
         "max_sequence_length": block.train_input.max_sequence_length if block.train_input else None,
-        "optimizer": optimizer.get("type", "AdamW"),
-        "learning_rate": LEARNING_RATE if rate == "auto" else rate,
-        "weight_decay": WEIGHT_DECAY if decay == "auto" else decay,
+        "optimizer": optimizer["type"],
+        "learning_rate": optimizer["params"]["lr"],
+        "weight_decay": optimizer["params"].get("weight_decay", 0.0),
         "seed": block.run.seed,
         **{name: json.dumps(values) for name in RECIPE_BLOCKS if (values := _without_paths(changed(getattr(block, name))))},
         **results.get("training", {}),

@@ -106,10 +106,7 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
         raw.pop("fp16", None)
     if raw.get("gradient_clipping") == "auto":
         raw["gradient_clipping"] = 1.0
-    optimizer = raw.setdefault("optimizer", {"params": {"lr": "auto", "weight_decay": "auto"}})
-    optimizer.setdefault("type", "AdamW")
-    _fill(optimizer.setdefault("params", {}), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=[0.9, 0.999], eps=1e-8)
-    optimizer["params"].setdefault("lr", LEARNING_RATE)
+    optimizer = raw["optimizer"] = resolve_optimizer(raw)
     if "scheduler" in raw:
         _check_scheduler(config.bertfast.optimization)
         params = raw["scheduler"].setdefault("params", {})
@@ -140,6 +137,19 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
         raw.pop("bf16")  # DeepSpeed would go through the parameters one by one, in Python, in every step
     _refuse_auto(raw, ())
     return raw
+
+
+def resolve_optimizer(deepspeed: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's `type` and `params` without "auto". With no type given it is our default, AdamW with a weight decay of 0.01, save for the
+    params that are given; with one, params that are left out are DeepSpeed's (which decays nothing), but for the rate."""
+    optimizer = copy.deepcopy(deepspeed.get("optimizer", {}))
+    params = optimizer.setdefault("params", {})
+    if "type" not in optimizer:
+        optimizer["type"] = "AdamW"
+        params.setdefault("weight_decay", WEIGHT_DECAY)
+    _fill(params, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=[0.9, 0.999], eps=1e-8)
+    params.setdefault("lr", LEARNING_RATE)
+    return optimizer
 
 
 def _check_scheduler(optimization: OptimizationConfig) -> None:

@@ -159,6 +159,22 @@ def test_the_card_shows_metrics_and_set_up(tmp_path):
     assert 'tokenizer("The first text.", "The second text.", truncation=True, max_length=96' in body
 
 
+@pytest.mark.parametrize(
+    ("block", "rate", "decay"),
+    [
+        pytest.param(None, "3e-05", "0.01", id="no-optimizer-block"),
+        pytest.param({"params": {"lr": 2e-5}}, "2e-05", "0.01", id="a-rate-alone"),
+        pytest.param({"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto"}}, "3e-05", "0.01", id="auto"),
+        pytest.param({"type": "AdamW", "params": {"lr": 2e-5}}, "2e-05", "0", id="deepspeed-s-own"),
+    ],
+)
+def test_the_card_shows_the_optimizer_that_was_used(tmp_path, block, rate, decay):
+    optimizer = {} if block is None else {"optimizer": block}
+    _, _, body = card_of(tmp_path, load_config({**optimizer, "bertfast": MNLI["bertfast"]}))
+    lines = body.splitlines()
+    assert {"| optimizer | AdamW |", f"| learning rate | {rate} |", f"| weight decay | {decay} |"} <= set(lines), lines
+
+
 def test_a_card_without_an_evaluation_says_so(tmp_path):
     _, front, body = card_of(tmp_path, results={})
     assert "model-index" not in front and "Not evaluated." in body

@@ -71,3 +71,30 @@ def test_rates_by_layer_over_a_shipped_config(file):
         resolved(str(file), *overrides(parse_command(words)), device="cuda")
     given = resolved(str(file), *overrides(parse_command([*words, "--set", "scheduler=null"])), device="cuda")
     assert "scheduler" not in given and given["optimizer"]["type"] == "AdamW"
+
+
+BARE = {"bertfast": MNLI["bertfast"]}
+PLAIN = {"type": "AdamW", "params": {"lr": 3e-5, "weight_decay": 0.01}}
+
+
+@pytest.mark.parametrize(
+    ("block", "wanted"),
+    [
+        pytest.param(None, PLAIN, id="no-block"),
+        pytest.param({}, PLAIN, id="an-empty-one"),
+        pytest.param({"params": {"lr": 2e-5}}, {"type": "AdamW", "params": {"lr": 2e-5, "weight_decay": 0.01}}, id="a-rate-alone"),
+        pytest.param({"params": {"weight_decay": 0.1}}, {"type": "AdamW", "params": {"lr": 3e-5, "weight_decay": 0.1}}, id="decay-alone"),
+        pytest.param({"params": {"weight_decay": 0}}, {"type": "AdamW", "params": {"lr": 3e-5, "weight_decay": 0}}, id="no-decay"),
+        pytest.param({"params": {"eps": "auto"}}, {"type": "AdamW", "params": {**PLAIN["params"], "eps": 1e-8}}, id="an-auto"),
+        pytest.param({"type": "AdamW", "params": {"lr": 2e-5}}, {"type": "AdamW", "params": {"lr": 2e-5}}, id="a-type-and-deepspeed-s-decay"),
+        pytest.param({"type": "Lamb"}, {"type": "Lamb", "params": {"lr": 3e-5}}, id="a-type-alone"),
+    ],
+)
+def test_an_optimizer_without_a_type_is_the_default_with_its_other_params(block, wanted):
+    config = BARE if block is None else {**BARE, "optimizer": block}
+    assert resolved(config)["optimizer"] == wanted
+
+
+def test_a_rate_set_over_a_config_without_an_optimizer_changes_the_rate_alone():
+    plain, given = resolved(BARE), resolved(BARE, "optimizer.params.lr=2e-5")
+    assert given.pop("optimizer") == {"type": "AdamW", "params": {**plain.pop("optimizer")["params"], "lr": 2e-5}} and given == plain

@@ -62,6 +62,11 @@ class Loss:
         return focused_B.sum()
 
 
+def among_others(config: LossConfig, is_regression: bool) -> LossConfig:
+    """The loss of one of several tasks: what is for classes alone passes a regression by."""
+    return LossConfig(r_drop=config.r_drop) if is_regression else config
+
+
 def class_weights(config: LossConfig, num_labels: int, labels: np.ndarray) -> list[float] | None:
     """The weight of each class; "balanced" is n / (C * examples of the class), as in scikit-learn.
 

@@ -10,18 +10,17 @@ import torch
 
 from bertfast import checkpoint, report
 from bertfast.batches import compute_logits
-from bertfast.blocks import LossConfig
 from bertfast.config import Config, InputConfig
 from bertfast.data import EncodedDataset
 from bertfast.engine import Ranks, model_folder
 from bertfast.errors import CheckpointError, ConfigError
 from bertfast.keeping import Keeper
 from bertfast.loading import Loader
-from bertfast.losses import Loss
+from bertfast.losses import Loss, among_others
 from bertfast.metrics import compute_metrics
 from bertfast.mixture import MixedBatch, MixtureSet, quotas
 from bertfast.multitask_config import refuse_several, task_configs
-from bertfast.multitask_model import MultitaskClassifier, OneTask
+from bertfast.multitask_model import MultitaskClassifier, OneTask, mixed_loss
 from bertfast.progress import counted
 from bertfast.steps import RunState
 from bertfast.tasks import Task
@@ -108,27 +107,17 @@ class Multitasker(Trainer):
         self.train_set.epochs = self._epochs
 
     def _loss(self) -> list[Loss]:
-        """One for each task: what is for classes alone passes a regression by."""
+        """One for each task."""
         losses = []
         for part in self.train_set.parts:
-            config = self.settings.loss
-            if part.task.is_regression:
-                config = LossConfig(r_drop=config.r_drop)
+            config = among_others(self.settings.loss, part.task.is_regression)
             losses.append(Loss(config, part.task.num_labels, part.labels, self.ranks.device))
         return losses
 
     def _micro_step(self, step: int, micro_step: int, batch: MixedBatch, n_examples: int) -> torch.Tensor:
         batch = batch.twice() if self.settings.loss.r_drop else batch
         logits = self.engine(batch, self._random_bits(step, micro_step))
-        loss = torch.zeros((), device=self.ranks.device)
-        tasks = zip(self.settings.multitask.tasks, self.loss, logits, batch.by_task(batch.labels), strict=True)
-        for task, loss_of, logits_bC, labels_b in tasks:
-            if len(labels_b):
-                labels_b = labels_b if logits_bC.shape[1] == 1 else labels_b.to(torch.int32)
-                loss = loss + task.weight * loss_of(logits_bC, labels_b)
-            else:
-                loss = loss + logits_bC.float().sum()  # of nothing: 0, so that the head's gradient is 0 and not missing
-        loss = loss / n_examples
+        loss = mixed_loss(logits, batch, self.loss, [task.weight for task in self.settings.multitask.tasks]) / n_examples
         sums_B1 = torch.cat([logits_bC.detach().float().sum(dim=1, keepdim=True) for logits_bC in logits])
         self.watch.add(step, loss, sums_B1, batch.example_ids[batch.task_order])
         return loss

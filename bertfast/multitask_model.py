@@ -12,6 +12,7 @@ from torch import nn
 
 from bertfast.blocks import HeadConfig
 from bertfast.heads import set_head
+from bertfast.losses import Loss
 from bertfast.mixture import MixedBatch
 from bertfast.model import Reader, initialise, write_classifier
 from bertfast.modules import RandomBits
@@ -87,6 +88,18 @@ class MultitaskClassifier(Reader):
         write_classifier(
             str(folder), config, shared | {name.removeprefix(own): tensor for name, tensor in state.items() if name.startswith(own)}
         )
+
+
+def mixed_loss(logits: Sequence[torch.Tensor], batch: MixedBatch, losses: Sequence[Loss], weights: Sequence[float]) -> torch.Tensor:
+    """The weighted sum of the tasks' losses over their examples, a float32 scalar. logits: of each task, [b, C]."""
+    loss = torch.zeros((), device=batch.labels.device)
+    for logits_bC, labels_b, loss_of, weight in zip(logits, batch.by_task(batch.labels), losses, weights, strict=True):
+        if len(labels_b):
+            labels_b = labels_b if logits_bC.shape[1] == 1 else labels_b.to(torch.int32)
+            loss = loss + weight * loss_of(logits_bC, labels_b)
+        else:
+            loss = loss + logits_bC.float().sum()  # of nothing: 0, so that the head's gradient is 0 and not missing
+    return loss
 
 
 class OneTask:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from bertfast.blocks import LossConfig
 from bertfast.config import Config
+from bertfast.data import EncodedDataset
 from bertfast.engine import model_folder
+from bertfast.losses import Loss, among_others
 from bertfast.mixture import MixtureSet
-from bertfast.model import loss_sum
 from bertfast.multitask_config import task_configs
-from bertfast.multitask_model import MultitaskClassifier
+from bertfast.multitask_model import MultitaskClassifier, mixed_loss
 from bertfast.planning import Plan
 from bertfast.preflight import STEP_EXAMPLES, check_inputs, step_facts
 from bertfast.progress import counted
+from bertfast.recipe_checks import check_loss
+from bertfast.tasks import Task
 from bertfast.validate import Check, Checks, Found
 
 
-def check_tasks(checks: Checks, config: Config, tokenizer: Any, checkpoint: Any) -> tuple[MixtureSet | None, MultitaskClassifier | None]:
-    """Every split of every task, and the weights; gives the training data and the model, or None where they cannot be had."""
-    sets, tasks = [], []
+def check_tasks(
+    checks: Checks, config: Config, tokenizer: Any, checkpoint: Any
+) -> tuple[MixtureSet | None, MultitaskClassifier | None, list[Loss | None]]:
+    """Every split of every task, its loss, and the weights; gives the training data, the model and each task's loss, or None where they
+    cannot be had."""
+    sets, tasks, losses = [], [], []
     for name, part in task_configs(config).items():
         own = Checks()
         train, task = check_inputs(own, part, tokenizer, checkpoint)
+        losses.append(own.make("loss", partial(_check_loss, config.bertfast.loss), task, train))
         checks.rows += [Check(f"{name}: {row.name}", row.result, row.detail) for row in own.rows]
         sets.append(train)
         tasks.append(task)
@@ -33,21 +42,24 @@ def check_tasks(checks: Checks, config: Config, tokenizer: Any, checkpoint: Any)
     if all(part is not None for part in sets):
         mixture = MixtureSet(sets, settings.multitask.sampling, settings.run.seed, settings.train_input.shuffle)
     model = checks.make("weights", lambda *_: _check_weights(config, tasks), checkpoint, *tasks)
-    return mixture, model
+    return mixture, model, losses
 
 
-def check_step(model: MultitaskClassifier, plan: Plan, train: MixtureSet) -> Found:
+def check_step(config: Config, model: MultitaskClassifier, plan: Plan, train: MixtureSet, *losses: Loss) -> Found:
     """One forward and backward pass of a few examples of the first micro-batch, packed, in float32 on the CPU."""
+    settings = config.bertfast
     batch = train.training_batch(plan.micro_batches(0, 0)[0][:STEP_EXAMPLES], 0)
+    n, held = len(batch.example_ids), ", ".join(f"{task.name} {count}" for task, count in zip(model.tasks, batch.task_counts, strict=True))
+    examples = ", ".join(train.where(index) for index in batch.example_ids.tolist())
+    batch = batch.twice() if settings.loss.r_drop else batch
     model.train()
-    loss = torch.zeros(())
-    for logits_bC, labels_b in zip(model(batch), batch.by_task(batch.labels), strict=True):
-        labels_b = labels_b if logits_bC.shape[1] == 1 else labels_b.to(torch.int32)
-        loss = loss + (loss_sum(logits_bC, labels_b) if len(labels_b) else logits_bC.sum())
-    n = len(batch.example_ids)
-    shown = step_facts(model, loss / n, ", ".join(train.where(index) for index in batch.example_ids.tolist()))
-    held = ", ".join(f"{task.name} {count}" for task, count in zip(model.tasks, batch.task_counts, strict=True))
-    return Found(loss.item() / n, f"{counted(n, 'example')} ({held}), {batch.num_tokens} tokens: loss {loss.item() / n:.3f}, {shown}")
+    loss = mixed_loss(model(batch), batch, losses, [task.weight for task in settings.multitask.tasks]) / n
+    shown = step_facts(model, loss, examples)
+    return Found(loss.item(), f"{counted(n, 'example')} ({held}), {batch.num_tokens} tokens: loss {loss.item():.3f}, {shown}")
+
+
+def _check_loss(block: LossConfig, task: Task, train: EncodedDataset) -> Found:
+    return check_loss(among_others(block, task.is_regression), task, train)
 
 
 def _check_weights(config: Config, tasks: list[Any]) -> Found:

@@ -19,6 +19,7 @@ from bertfast.loading import head_to_train
 from bertfast.losses import Loss
 from bertfast.memory import Precision, activation_bytes, estimate_memory
 from bertfast.model import BertClassifier
+from bertfast.multitask_config import configs_of
 from bertfast.planning import Plan, plan_examples, plan_tokens
 from bertfast.pretrained import load_tokenizer
 from bertfast.progress import counted
@@ -47,7 +48,10 @@ def check_checkpoint(config: Config) -> Found:
 
 def check_positions(config: Config, checkpoint: tuple[Path, BertConfig]) -> Found:
     folder, bert = checkpoint
-    lengths = {name: part.max_sequence_length for name, part in _inputs(config)}
+    lengths = {}
+    for part in configs_of(config):
+        task = "" if config.bertfast.multitask is None else f"multitask.tasks: {get_task(part.bertfast.task).name}: "
+        lengths |= {f"{task}{name}": given.max_sequence_length for name, given in _inputs(part)}
     for name, length in lengths.items():
         if length > bert.max_position_embeddings:
             raise CheckpointError(

@@ -13,7 +13,7 @@ import torch
 
 from bertfast.blocks import HeadConfig, LossConfig, TruncationConfig
 from bertfast.config import Config
-from bertfast.data import EncodedDataset
+from bertfast.data import EncodedDataset, RawSplit
 from bertfast.engine import Ranks
 from bertfast.losses import Loss, class_weights
 from bertfast.memory import Precision
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 _NOT_OF_PRETRAINING = {"head": HeadConfig(), "truncation": TruncationConfig(), "loss": LossConfig()}
 
 
-def check_loss(config: Config, task: Task, train: EncodedDataset) -> Found:
-    """The loss of this config on these labels."""
-    block = config.bertfast.loss
+def check_loss(block: LossConfig, task: Task, train: EncodedDataset | RawSplit) -> Found:
+    """The loss that a block asks for, on these labels."""
     loss = Loss(block, task.num_labels, train.labels)
     kind = "squared error" if task.num_labels == 1 else "focal loss" if block.focal_gamma else "cross entropy"
     more = [f"{name} {value:g}" for name in ("label_smoothing", "focal_gamma", "r_drop") if (value := getattr(block, name))]

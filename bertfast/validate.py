@@ -96,16 +96,17 @@ def _check_training(checks: Checks, config: Config, device: str, precision: Any,
 
     several = config.bertfast.multitask is not None
     if several:
-        train, model = multitask_preflight.check_tasks(checks, config, tokenizer, checkpoint)
+        train, model, losses = multitask_preflight.check_tasks(checks, config, tokenizer, checkpoint)
     else:
         train, task = preflight.check_inputs(checks, config, tokenizer, checkpoint)
         model = checks.make("weights", preflight.check_weights, config, checkpoint, task)
     if config.bertfast.train_input is not None:
-        loss = None if several else checks.make("loss", recipe_checks.check_loss, config, task, train)
+        if not several:
+            loss = checks.make("loss", recipe_checks.check_loss, config.bertfast.loss, task, train)
         plan = checks.make("packing", preflight.check_plan, config, sizes, train)
         checks.make("optimizer", partial(recipe_checks.check_optimizer, config, device), precision, sizes, plan, model)
         if several:
-            checks.make("one step", multitask_preflight.check_step, model, plan, train)
+            checks.make("one step", partial(multitask_preflight.check_step, config), model, plan, train, *losses)
         else:
             checks.make("one step", preflight.check_step, model, plan, train, loss)
         checks.make("memory per rank", preflight.check_memory, config, precision, model, plan, train)

@@ -379,6 +379,39 @@ def test_validate_checks_every_task(folder):
     assert "task ax has no training data" in rows(config, ("failed",))["config"]
 
 
+def test_validate_checks_the_loss_of_every_task(folder):
+    """As the trainer makes it: classes are balanced within each task, and what is for classes passes the regression by."""
+    from bertfast.validate import run_checks
+
+    def checks_of(change):
+        return {check.name: check for check in run_checks(lambda: load_config(block_of(folder, change)), "cpu")}
+
+    def one_step(weight):
+        return float(checks_of(lambda block, tasks: [task.update(weight=weight) for task in tasks])["one step"].detail.split()[-4][:-1])
+
+    def balanced(block, tasks):
+        block["loss"] = {"class_weights": "balanced", "r_drop": 0.5}
+        tasks[1]["task"]["label_names"] = list(CLASSES["relation"])
+
+    found = checks_of(balanced)
+    assert found["score: loss"].detail == "squared error; r_drop 0.5" and found["one step"].result == "ok"
+    assert found["verdict: loss"].detail.startswith("cross entropy; r_drop 0.5; class weights ")
+    (folder / "relation-train.tsv").write_text("first\tsecond\tlabel\na\tb\tless\nb\ta\tmore\n")
+    found = checks_of(balanced)
+    assert [name for name, check in found.items() if check.result == "failed"] == ["relation: loss"]
+    assert "class 2 has no training example" in found["relation: loss"].detail and found["one step"].result == "skipped"
+    assert one_step(4.0) == pytest.approx(4 * one_step(1.0), abs=4e-3)
+
+
+def test_validate_holds_each_task_s_own_length_against_the_positions(folder):
+    from bertfast.validate import run_checks
+
+    config = block_of(folder, lambda block, tasks: tasks[2]["train_input"].update(max_sequence_length=129))
+    found = {check.name: check for check in run_checks(lambda: load_config(config), "cpu")}["sequence length"]
+    assert found.result == "failed"
+    assert "multitask.tasks: score: train_input.max_sequence_length = 129, but " in found.detail
+
+
 def test_kernels_are_compiled_for_every_task(folder):
     from bertfast.compilation import encoder_of
     from bertfast.multitask_config import configs_of

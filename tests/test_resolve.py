@@ -86,7 +86,9 @@ PLAIN = {"type": "AdamW", "params": {"lr": 3e-5, "weight_decay": 0.01}}
         pytest.param({"params": {"weight_decay": 0.1}}, {"type": "AdamW", "params": {"lr": 3e-5, "weight_decay": 0.1}}, id="decay-alone"),
         pytest.param({"params": {"weight_decay": 0}}, {"type": "AdamW", "params": {"lr": 3e-5, "weight_decay": 0}}, id="no-decay"),
         pytest.param({"params": {"eps": "auto"}}, {"type": "AdamW", "params": {**PLAIN["params"], "eps": 1e-8}}, id="an-auto"),
-        pytest.param({"type": "AdamW", "params": {"lr": 2e-5}}, {"type": "AdamW", "params": {"lr": 2e-5}}, id="a-type-and-deepspeed-s-decay"),
+        pytest.param(
+            {"type": "AdamW", "params": {"lr": 2e-5}}, {"type": "AdamW", "params": {"lr": 2e-5}}, id="a-type-and-deepspeed-s-decay"
+        ),
         pytest.param({"type": "Lamb"}, {"type": "Lamb", "params": {"lr": 3e-5}}, id="a-type-alone"),
     ],
 )

@@ -10,9 +10,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +30,7 @@ from bertfast.sources import Source, find_source, needs_labels, place
 from bertfast.tasks import Task, get_task
 from bertfast.tokenizing import BLOCK_EXAMPLES, tokenise, tokenizer_fingerprint
 
-__all__ = ["EncodedDataset", "RawSplit", "TextColumn", "encode", "load_dataset_for", "load_split"]
+__all__ = ["EncodedDataset", "RawSplit", "SplitTexts", "TextColumn", "encode", "load_dataset_for", "load_split", "split_texts"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +110,9 @@ class RawSplit:
     def sample(self, max_examples: int, seed: int) -> RawSplit:
         """A random subset of at most max_examples rows, chosen by seed, in the order of the source."""
         fingerprint = _sample_fingerprint(self.fingerprint, max_examples, seed)
-        if max_examples >= len(self):
+        chosen = random_subset(len(self), max_examples, seed)
+        if chosen is None:
             return replace(self, fingerprint=fingerprint)
-        chosen = np.sort(np.random.default_rng(seed).choice(len(self), max_examples, replace=False))
         text_a, text_b = (
             None if column is None else TextColumn(column.arrow.take(number_array(chosen))) for column in (self.text_a, self.text_b)
         )
@@ -123,6 +125,13 @@ class RawSplit:
             parts=None if self.parts is None else [self.parts[index] for index in chosen],
             fingerprint=fingerprint,
         )
+
+
+def random_subset(n: int, max_examples: int | None, seed: int) -> np.ndarray | None:
+    """Which of n examples max_examples leaves: a random subset by seed, int64, rising; None for all."""
+    if max_examples is None or max_examples >= n:
+        return None
+    return np.sort(np.random.default_rng(seed).choice(n, max_examples, replace=False))
 
 
 def load_split(task: Task | TaskConfig | str, input_config: InputConfig, split: str, with_labels: bool = True) -> RawSplit:
@@ -138,6 +147,37 @@ def load_split(task: Task | TaskConfig | str, input_config: InputConfig, split: 
     task = get_task(task)
     source = find_source(task, input_config, split, with_labels)
     return _read(task, source, split, with_labels)
+
+
+class SplitTexts(NamedTuple):
+    """The texts of a split, not read yet. source: the file (or hub set). fingerprint: of its rows, from the contents of its files alone.
+    read: yields the texts row by row, those of a pair one after the other, and keeps none; raises as `load_split` does."""
+
+    source: str
+    fingerprint: str
+    read: Callable[[], Iterator[str]]
+
+
+def split_texts(task: Task | TaskConfig | str, input_config: InputConfig, split: str) -> SplitTexts:
+    """The texts of one split, without its labels; see `load_split`.
+
+    Raises:
+        ConfigError, DataError: as `load_split`, where there are no such data.
+    """
+    task = get_task(task)
+    source = find_source(task, input_config, split, with_labels=False)
+
+    def read() -> Iterator[str]:
+        n_rows = 0
+        for block in source.rows():
+            n_rows += len(block.lines)
+            for column in block.texts:
+                _checked(column, source.name, source.unit, block.lines, block.parts)
+            yield from chain.from_iterable(zip(*block.texts, strict=True))
+        if not n_rows:
+            raise DataError(f"{source.name}: there is no row for split {split!r}")
+
+    return SplitTexts(source.name, _source_fingerprint(task, source, split), read)
 
 
 def encode(

@@ -141,11 +141,11 @@ class LossConfig(Block):
 
 
 class PretrainConfig(Block):
-    """Further pre-training: the text, and what is asked of it. The text is that of text_files, or else the task's own (and `inputs`')."""
+    """Further pre-training: the text, and what is asked of it. The text is that of text_files, or else the task's own; and that of inputs."""
 
-    text_files: tuple[str, ...] = ()  # UTF-8, a sentence or paragraph a line, blank lines between documents
+    text_files: tuple[str, ...] = ()  # UTF-8, lines of sentences or paragraphs, blank lines between documents
     eval_text_files: tuple[str, ...] = ()  # held out, of the same form
-    inputs: tuple[dict[str, str], ...] = ()  # the training text of other tasks too: {"task": ..., "data_dir" or "data_file": ...} each
+    inputs: tuple[dict[str, str], ...] = ()  # the training text of known tasks too: {"task": ..., "data_dir" or "data_file": ...} each
     next_sentence: bool = True  # False: masked language modelling alone
     masked_lm_prob: float = Field(default=0.15, gt=0, lt=1)  # share of an example's tokens that are to be predicted
     max_predictions_per_seq: int | None = Field(default=None, ge=1)  # of an example; left out: no limit

@@ -20,6 +20,7 @@ from bertfast.planning import plan_sequential
 from bertfast.prefetch import prefetched
 from bertfast.pretraining_data import PRETRAINING, PretrainingSet, load_pretraining_set
 from bertfast.pretraining_model import BertPretrainer, MaskedBatch
+from bertfast.steps import RunState
 from bertfast.tasks import get_task
 from bertfast.trainer import Trainer
 from bertfast.weights import read_config, resolve_folder
@@ -44,6 +45,8 @@ class PretrainingLoader(Loader):
     def evaluation_sets(self, tokenizer: Any) -> dict[str, PretrainingSet]:
         source = self.settings.eval_input or self.settings.train_input or InputConfig()
         if self.pretrain.eval_text_files:
+            if self.settings.eval_input is None:
+                source = source.model_copy(update={"max_examples": None})  # that of train_input is not meant for held-out text
             return {"dev": self._load(source, "dev", tokenizer)}
         if self.settings.eval_input is None or self.pretrain.text_files:
             return {}
@@ -92,6 +95,10 @@ class Pretrainer(Trainer):
 
     def _loss(self) -> None:
         return None
+
+    def _opening_lines(self, state: RunState) -> list[str]:
+        fault = self.train_set.next_sentence_fault
+        return super()._opening_lines(state) + ([f"warning: {fault}"] if fault else [])
 
     def _step(self, step: int, batches: list[MaskedBatch]) -> torch.Tensor:
         masked = torch.full((), sum(len(batch.masked_rows) for batch in batches), dtype=torch.float32, device=self.ranks.device)

@@ -101,8 +101,8 @@ def _check_text(config: Config, load: Any, tokenizer: Any, checkpoint: tuple[Pat
     data = load(tokenizer)
     data.check_vocabulary(checkpoint[1].vocab_size, checkpoint[1].type_vocab_size)
     unused = [name for name, default in _NOT_OF_PRETRAINING.items() if getattr(config.bertfast, name) != default]
-    warning = f"bertfast.{' and '.join(unused)}: not for pre-training, and not used" if unused else ""
-    return Found(data, _describe(data), warning)
+    warnings = [f"bertfast.{' and '.join(unused)}: not for pre-training, and not used"] if unused else []
+    return Found(data, _describe(data), "; ".join(filter(None, [*warnings, data.next_sentence_fault])))
 
 
 def _check_held_out(config: Config, loader: PretrainingLoader, tokenizer: Any, checkpoint: tuple[Path, BertConfig]) -> Found:

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 from runs import losses, start, train, write_task
+from test_pretraining_model import padded
 from tiny_bert import WORDS
-from tolerances import LOSSES_ZERO_STAGES
+from tolerances import GRADIENT, LOSSES_ZERO_STAGES
 from transformers import BertForPreTraining
+
+from bertfast.config import load_config
+from bertfast.engine import Ranks
+from bertfast.pretraining import PretrainingLoader
 
 QUIET = ("--set", "bertfast.model.hidden_dropout_prob=0", "--set", "bertfast.model.attention_probs_dropout_prob=0")
 PRETRAIN = ("--mode", "pretrain")
@@ -38,7 +43,7 @@ def task(tmp_path):
 
 
 def test_two_ranks_and_every_zero_stage_follow_one_rank(task):
-    train(task, *PRETRAIN, "--model_dir", "alone", *QUIET)
+    assert "warning: " not in train(task, *PRETRAIN, "--model_dir", "alone", *QUIET)
     truth = losses(task, "alone")
     assert len(truth) == 12
     for stage in range(4):
@@ -48,6 +53,38 @@ def test_two_ranks_and_every_zero_stage_follow_one_rank(task):
     metrics = [json.loads((task / run / "results.json").read_text())["metrics"]["dev"] for run in ("alone", "zero1", "zero3")]
     for other in metrics[1:]:
         assert other == pytest.approx(metrics[0], abs=1e-4)
+
+
+def test_a_step_takes_the_gradient_of_transformers_in_one_micro_step_or_two(task):
+    """One SGD step over all examples at the rate 1: what it takes from the weights is BertForPreTraining's gradient of the whole batch."""
+    config = json.loads((task / "config.json").read_text())
+    config |= {"gradient_clipping": 0.0, "zero_allow_untested_optimizer": True, "optimizer": {"type": "SGD", "params": {"lr": 1.0}}}
+    config["bertfast"]["pretrain"] = {"text_files": [str(task / "train.txt")]}
+    config["bertfast"]["train_input"] |= {"max_examples": 32, "batch_size": 32}
+    config["bertfast"]["run"] |= {"max_steps": 1, "warmup_steps": 0}
+    del config["bertfast"]["eval_input"]
+    (task / "config.json").write_text(json.dumps(config))
+    for name, setting in (
+        ("before", "optimizer.params.lr=0.0"),
+        ("one", "gradient_accumulation_steps=1"),
+        ("two", "gradient_accumulation_steps=2"),
+    ):
+        train(task, *PRETRAIN, "--model_dir", name, "--set", setting, *QUIET)
+    theirs, one, two = (BertForPreTraining.from_pretrained(task / name / "model").eval() for name in ("before", "one", "two"))
+    features, labels = padded(training_set(task).training_batch(np.arange(32), 0))
+    loss = theirs(next_sentence_label=features.pop("labels"), labels=labels, **features).loss
+    loss.backward()
+    for found in (one, two):
+        for (name, before), after in zip(theirs.named_parameters(), found.parameters(), strict=True):
+            rounding = 2e-7 * before.norm() + 1e-9  # of the weights; a key's bias has no gradient but rounding
+            assert (before - after - before.grad).norm() <= GRADIENT * before.grad.norm() + rounding, name
+    for name in ("one", "two"):
+        assert losses(task, name)[1] == pytest.approx(loss.item(), abs=1e-5)
+
+
+def training_set(task):
+    loader = PretrainingLoader(load_config(task / "config.json"), Ranks(0, 1, torch.device("cpu")))
+    return loader.training_set(loader.tokenizer())
 
 
 def test_a_resumed_run_meets_the_same_masks(task):
@@ -113,7 +150,6 @@ def held_out_loss_by_transformers(task, folder):
     """BertForPreTraining's two losses on the very examples of the evaluation, one padded batch."""
     from transformers import AutoTokenizer
 
-    from bertfast.config import load_config
     from bertfast.pretraining_data import load_pretraining_set
     from bertfast.tasks import get_task
 
@@ -122,11 +158,7 @@ def held_out_loss_by_transformers(task, folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     data = load_pretraining_set(get_task(settings.task), settings.eval_input, "dev", pretrain, tokenizer, 24, 42)
     batch = data.batch(np.arange(len(data)))
-    features = {name: tensor.long() for name, tensor in batch.to_features().items()}
-    flat = torch.full((batch.num_tokens,), -100)
-    flat[batch.masked_rows] = batch.masked_labels
-    labels = torch.full(features["input_ids"].shape, -100)
-    labels[features["attention_mask"].bool()] = flat
+    features, labels = padded(batch)
     nsp = features.pop("labels")
     with torch.no_grad():
         output = BertForPreTraining.from_pretrained(folder).eval()(**features)
@@ -152,7 +184,8 @@ def test_pre_training_without_its_block_says_so(tmp_path):
 
 def test_a_task_s_own_text(tmp_path):
     config = write_task(tmp_path)
-    config["bertfast"]["pretrain"] = {"next_sentence": False}
+    config["bertfast"]["pretrain"] = {}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    train(tmp_path, *PRETRAIN, "--set", "bertfast.run.max_steps=2")
+    output = train(tmp_path, *PRETRAIN, "--set", "bertfast.run.max_steps=2")
+    assert "warning: " in output and "train.tsv: 100% of the pairs have a random second part" in output
     assert "mlm_loss" in json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["dev"]

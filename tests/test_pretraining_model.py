@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from test_model import bert_config
 from tolerances import GRADIENT, LOGITS
 from transformers import BertForMaskedLM, BertForPreTraining
@@ -11,6 +10,7 @@ from transformers import BertForMaskedLM, BertForPreTraining
 from bertfast.masking import Masking
 from bertfast.model import BertClassifier, RandomBits
 from bertfast.packing import PackedBatch
+from bertfast.pretraining import pretraining_loss
 from bertfast.pretraining_model import BertPretrainer, MaskedBatch
 from bertfast.weights import from_transformers_names
 
@@ -42,7 +42,7 @@ def ours_of(theirs, next_sentence):
 
 
 def padded(batch):
-    """The batch as transformers takes it, with labels -100 where nothing is masked."""
+    """The batch as transformers takes it: features, among them the labels of next sentences, and of words, -100 where nothing is masked."""
     features = {name: tensor.long() for name, tensor in batch.to_features().items()}
     flat = torch.full((batch.num_tokens,), -100)
     flat[batch.masked_rows] = batch.masked_labels
@@ -52,9 +52,8 @@ def padded(batch):
 
 
 def our_loss(model, batch, n_masked, n_examples, bits=None):
-    logits_MV, nsp_BC = model(batch, bits)
-    loss = F.cross_entropy(logits_MV, batch.masked_labels, reduction="sum") / n_masked
-    return loss if nsp_BC is None else loss + F.cross_entropy(nsp_BC, batch.labels.long(), reduction="sum") / n_examples
+    """The trainer's."""
+    return pretraining_loss(*model(batch, bits), batch, n_masked, n_examples)[0]
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_new"])
@@ -72,7 +71,8 @@ def test_logits_loss_and_gradients_equal_transformers(next_sentence, act):
     assert (logits_MV - wanted).abs().max() < LOGITS
     if next_sentence:
         assert (nsp_BC - output.seq_relationship_logits).abs().max() < LOGITS
-    loss = our_loss(ours, batch, len(batch.masked_rows), 10)
+    loss, losses_M = pretraining_loss(logits_MV, nsp_BC, batch, len(batch.masked_rows), 10)
+    assert (losses_M - torch.nn.functional.cross_entropy(wanted, batch.masked_labels, reduction="none")).abs().max() < LOGITS
     assert abs(loss.item() - output.loss.item()) < LOGITS
     output.loss.backward()
     loss.backward()

@@ -136,6 +136,15 @@ def test_pre_training_on_the_tasks_text(place):  # noqa: F811
     assert results_of(checks) == {} and "train.tsv: 4 examples" in checks["text: train"].detail
 
 
+def test_next_sentences_of_texts_of_one_sentence(place):  # noqa: F811
+    (place / "data" / "train.tsv").write_text("sentence\tlabel\n" + "the film is good\t1\nbad\t0\n" * 3)
+    config = config_of(place, pretrain={})
+    config["bertfast"]["train_input"]["max_sequence_length"] = 16
+    checks = checks_of(config)
+    assert results_of(checks) == {"text: train": "warning"}
+    assert "100% of the pairs have a random second part" in checks["text: train"].detail
+
+
 @pytest.mark.parametrize(
     "pretrain, changes, check, words",
     [
@@ -150,7 +159,7 @@ def test_pre_training_on_the_tasks_text(place):  # noqa: F811
             {"inputs": [{"task": "rte", "data_dirs": "x"}]},
             {"train_input": {"data_dir": "data"}},
             "text: train",
-            "data_dirs: Extra",
+            "unknown key 'data_dirs'",
             id="key",
         ),
         pytest.param({}, {"optimization": {"frozen_layers": 5}}, "optimizer", "the model has 2 layers", id="frozen-layers"),

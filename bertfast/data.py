@@ -28,7 +28,7 @@ from bertfast.input_fn import dataset_from_function
 from bertfast.labels import LabelTable
 from bertfast.sources import Source, find_source, needs_labels, place
 from bertfast.tasks import Task, get_task
-from bertfast.tokenizing import BLOCK_EXAMPLES, tokenise, tokenizer_fingerprint
+from bertfast.tokenizing import BLOCK_EXAMPLES, check_cut, tokenise, tokenizer_fingerprint
 
 __all__ = ["EncodedDataset", "RawSplit", "SplitTexts", "TextColumn", "encode", "load_dataset_for", "load_split", "split_texts"]
 
@@ -231,10 +231,7 @@ def load_dataset_for(
     """
     task = get_task(task)
     if input_config.input_fn is not None:
-        if truncation.strategy != "head":
-            raise ConfigError(
-                f"bertfast.truncation.strategy = {truncation.strategy!r} is for texts; what input_fn {input_config.input_fn} yields is cut already"
-            )
+        check_reading(task, input_config, tokenizer, truncation)
         return dataset_from_function(task, input_config, split, tokenizer)
     source = find_source(task, input_config, split)
     fingerprint = _source_fingerprint(task, source, split)
@@ -248,6 +245,20 @@ def load_dataset_for(
     if input_config.max_examples is not None:
         raw = raw.sample(input_config.max_examples, seed)
     return encode(raw, tokenizer, input_config.max_sequence_length, input_config.cache_dir, input_config.num_workers, truncation)
+
+
+def check_reading(task: Task, input_config: InputConfig, tokenizer, truncation: TruncationConfig) -> None:
+    """Hold a truncation and a max_sequence_length against an input's kind of texts, of which none is read.
+
+    Raises:
+        ConfigError, DataError: as `check_cut`; a truncation of what input_fn yields.
+    """
+    if input_config.input_fn is None:
+        check_cut(tokenizer, input_config.max_sequence_length, task.is_pair, truncation)
+    elif truncation.strategy != "head":
+        raise ConfigError(
+            f"bertfast.truncation.strategy = {truncation.strategy!r} is for texts; what input_fn {input_config.input_fn} yields is cut already"
+        )
 
 
 def _read(task: Task, source: Source, split: str, with_labels: bool = True) -> RawSplit:

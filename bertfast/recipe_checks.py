@@ -13,7 +13,7 @@ import torch
 
 from bertfast.blocks import HeadConfig, LossConfig, TruncationConfig
 from bertfast.config import Config
-from bertfast.data import EncodedDataset, RawSplit
+from bertfast.data import EncodedDataset
 from bertfast.engine import Ranks
 from bertfast.losses import Loss, class_weights
 from bertfast.memory import Precision
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _NOT_OF_PRETRAINING = {"head": HeadConfig(), "truncation": TruncationConfig(), "loss": LossConfig()}
 
 
-def check_loss(block: LossConfig, task: Task, train: EncodedDataset | RawSplit) -> Found:
+def check_loss(block: LossConfig, task: Task, train: EncodedDataset) -> Found:
     """The loss that a block asks for, on these labels."""
     loss = Loss(block, task.num_labels, train.labels)
     kind = "squared error" if task.num_labels == 1 else "focal loss" if block.focal_gamma else "cross entropy"
@@ -46,13 +46,21 @@ def check_loss(block: LossConfig, task: Task, train: EncodedDataset | RawSplit) 
     return Found(loss, "; ".join([kind, *more]), warning)
 
 
+def optimizer_of(
+    config: Config, device: str, sizes: BatchSizes, steps_per_epoch: int, model: torch.nn.Module
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What DeepSpeed is given, and the parameter groups. Freezes what the config freezes."""
+    total = resolve_total_steps(config.bertfast, steps_per_epoch)
+    resolved = resolve_deepspeed(config, sizes, total, "cpu" if device == "cpu" else "cuda", model.config.hidden_size)
+    return resolved, trained_groups(model, resolved["optimizer"]["params"], config.bertfast.optimization)
+
+
 def check_optimizer(config: Config, device: str, precision: Precision, sizes: BatchSizes, plan: Plan, model: torch.nn.Module) -> Found:
     """What DeepSpeed is given, the rate of each part of the model, and the schedule. Freezes what the config freezes."""
     block, run = config.bertfast.optimization, config.bertfast.run
     total = resolve_total_steps(config.bertfast, len(plan))
-    resolved = resolve_deepspeed(config, sizes, total, "cpu" if device == "cpu" else "cuda", model.config.hidden_size)
+    resolved, groups = optimizer_of(config, device, sizes, len(plan), model)
     params = resolved["optimizer"]["params"]
-    groups = trained_groups(model, params, block)
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     parts = [f"{resolved['optimizer']['type']}, {trained:,} parameters, weight decay {params.get('weight_decay', 0.0):g}"]
     if block.is_by_layer:

@@ -19,8 +19,6 @@ from typing import Any
 from bertfast.config import Config, load_config
 from bertfast.config_files import read_json_or_yaml
 from bertfast.errors import BertfastError, ConfigError
-from bertfast.resolve import resolve_batch_sizes
-from bertfast.tasks import get_task
 
 Setting = dict[str, Any]  # the value of each key of a space
 
@@ -34,6 +32,7 @@ _NOT_SEARCHED = {
     "bertfast.run.seed": "seeds are for --seeds",
     "bertfast.run.model_dir": "each trial has its own folder",
     "bertfast.task": "scores of two tasks cannot be compared",
+    "bertfast.pretrain": "trials are fine-tuned; pre-train first, and start from that model",
 }
 _RANGE_KEYS = ("low", "high", "log")
 
@@ -184,24 +183,4 @@ def config_of(base: dict[str, Any], space: Space, setting: Setting) -> Config:
     Raises:
         ConfigError: naming the space, and the key that is unknown or whose value cannot be.
     """
-    config = load_config(base, [f"{key}={json.dumps(value)}" for key, value in setting.items()], flag=f"{space.name}:")
-    get_task(config.bertfast.task)
-    resolve_batch_sizes(config, 1)
-    return config
-
-
-def check_space(base: Config, space: Space, settings: list[Setting]) -> None:
-    """Hold every setting against the config before the first of them is tried.
-
-    Raises:
-        ConfigError: see `config_of`; a searched rate that the config's scheduler would replace.
-    """
-    rate = ((base.deepspeed.get("scheduler") or {}).get("params") or {}).get("warmup_max_lr", "auto")
-    if "optimizer.params.lr" in space.keys and rate != "auto":
-        raise ConfigError(
-            f"{base.path or 'config'}: scheduler.params.warmup_max_lr = {rate} is the rate of every trial, so optimizer.params.lr in "
-            f"{space.name} would change nothing; set warmup_max_lr to 'auto'"
-        )
-    raw = base.to_dict(defaults=False)
-    for setting in settings:
-        config_of(raw, space, setting)
+    return load_config(base, [f"{key}={json.dumps(value)}" for key, value in setting.items()], flag=f"{space.name}:")

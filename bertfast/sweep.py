@@ -22,9 +22,9 @@ from bertfast.config import Config
 from bertfast.errors import BertfastError, ConfigError, Terminated
 from bertfast.machine import cores
 from bertfast.progress import counted
-from bertfast.search import Setting, Space, check_space, config_of, distributions, draw_settings, label_of, need_optuna, setting_of
+from bertfast.search import Setting, Space, config_of, distributions, draw_settings, label_of, need_optuna, setting_of
 from bertfast.sweep_report import Trial, brief, need_matplotlib, summarise, write_reports
-from bertfast.trials import LOG, POLL_SECONDS, Command, Stop, alone_in, end, last_line, score_of, seconds_of, start
+from bertfast.trials import LOG, POLL_SECONDS, Command, Stop, alone_in, end, reason_of, score_name_of, score_of, seconds_of, start
 
 TRIALS, JOURNAL = "trials", "sweep.journal"
 
@@ -55,6 +55,7 @@ class Sweep:
     """
 
     def __init__(self, config: Config, search: Search, places: Sequence[str | None], command: Command, say: Callable[[str], None] = print):
+        config = Config(config.deepspeed, config.bertfast.model_copy(update={"pretrain": None}), config.path)  # trials are fine-tuned
         self.config, self.search, self.places, self._command, self._say = config, search, places, command, say
         if config.bertfast.train_input is None or config.bertfast.eval_input is None:
             raise ConfigError(
@@ -63,9 +64,11 @@ class Sweep:
         self.folder = Path(config.bertfast.run.model_dir)
         self._optuna = need_optuna()
         need_matplotlib()
-        self.base = config.to_dict(defaults=False)
+        self.base = _base_of(config)
         self.settings = draw_settings(search.space, search.trials, config.bertfast.run.seed)
-        check_space(config, search.space, self.settings)
+        from bertfast.sweep_checks import check_space  # and torch with it: what is wrong with flags or space has been told by now
+
+        check_space(config, search.space, self.settings, "cpu" if self.places[0] is None else "gpu")
 
     def run(self) -> dict[str, Any]:
         """Try all that is left; returns what sweep.json holds.
@@ -106,14 +109,16 @@ class Sweep:
                 frozen.value,
                 str(folder),
                 seconds_of(folder),
-                last_line(folder / LOG) if state == "failed" else None,
+                reason_of(folder) if state == "failed" else None,
             )
         return [found[key] for key in sorted(found)]
 
     def report(self, with_plot: bool = True) -> dict[str, Any]:
         """Write sweep.json, the table, the best setting's config and the plot; returns what sweep.json holds."""
         trials = self.trials()
-        results = {"config": str(self.config.path), "space": self.search.space.to_dict(), **summarise(trials)}
+        names = (score_name_of(Path(trial.folder)) for trial in trials if trial.state == "complete")
+        facts = {"config": str(self.config.path), "space": self.search.space.to_dict(), "score": next(names, None)}
+        results = {**facts, **summarise(trials)}
         best = None
         if results["best"] is not None:
             raw = {**self.base, "bertfast": {**self.base["bertfast"]}}
@@ -226,7 +231,7 @@ class Sweep:
         name = f"{brief(setting_of(self.search.space, trial.params))}, seed {trial.user_attrs['seed']}"
         if score is None:
             self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
-            self._say(f"{name}: failed: {last_line(folder / LOG)} (see {folder / LOG})")
+            self._say(f"{name}: failed: {reason_of(folder)} (see {folder / LOG})")
         else:
             self._study.tell(trial.number, score)
             self._say(f"{name}: {score:.4f}")
@@ -249,6 +254,16 @@ class Sweep:
 
     def _folder_of(self, setting: int, seed: int) -> Path:
         return self.folder / TRIALS / f"{setting:03d}-seed-{seed}"
+
+
+def _base_of(config: Config) -> dict[str, Any]:
+    """What was given of a config. An eval_input that several tasks have by train_input's length alone is left to follow it."""
+    base = config.to_dict(defaults=False)
+    block = base["bertfast"]
+    length = {key: value for key, value in block["train_input"].items() if key == "max_sequence_length"}
+    if config.bertfast.multitask is not None and block["eval_input"] == length:
+        del block["eval_input"]
+    return base
 
 
 def _digest(value: Any) -> str:

@@ -6,13 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertfast.atomic import replacing, write_json
 from bertfast.errors import BertfastError
 from bertfast.progress import counted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS, TABLE, PLOT, BEST = "sweep.json", "sweep.md", "sweep.png", "best.json"
 
@@ -114,6 +117,8 @@ def _closing(results: dict[str, Any]) -> list[str]:
     best, counts = results["best"], results["counts"]
     shown = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
     lines = [f"{counted(sum(counts.values()), 'trial')}: {shown}"]
+    if results["score"] is not None:
+        lines.insert(0, f"score: {results['score']}")
     if best is not None:
         spread = "" if best["std"] is None else f" +- {best['std']:.4f}"
         lines.append(f"best by its mean over {counted(len(best['scores']), 'seed')}: {brief(best['values'])}: {best['mean']:.4f}{spread}")
@@ -145,8 +150,16 @@ def print_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 def draw(path: Path, results: dict[str, Any]) -> None:
-    """Each setting's scores as points, with their mean and standard deviation, the best on top."""
+    """Write `figure_of` these results as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    beside = path.with_name(f".{path.name}")
+    FigureCanvasAgg(figure_of(results)).print_figure(beside, format="png", dpi=120, metadata={"Software": None})
+    beside.replace(path)
+
+
+def figure_of(results: dict[str, Any]) -> Figure:
+    """Each setting's scores as points, with their mean and standard deviation, the best on top."""
     from matplotlib.figure import Figure
 
     settings = [facts for facts in results["settings"] if facts["scores"]][::-1]
@@ -156,10 +169,8 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     axes.errorbar(means, places, xerr=spreads, fmt="o", capsize=3, label="mean and standard deviation over seeds")
     points = [(score, place) for place, facts in zip(places, settings, strict=True) for score in facts["scores"].values()]
     axes.scatter(*zip(*points, strict=True), s=10, color="black", alpha=0.5, zorder=3, label="a seed")
-    axes.set(yticks=list(places), yticklabels=[brief(facts["values"]) for facts in settings], xlabel="score")
+    axes.set(yticks=list(places), yticklabels=[brief(facts["values"]) for facts in settings], xlabel=results["score"])
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    beside = path.with_name(f".{path.name}")
-    FigureCanvasAgg(figure).print_figure(beside, format="png", dpi=120, metadata={"Software": None})
-    beside.replace(path)
+    return figure

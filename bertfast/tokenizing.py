@@ -39,6 +39,26 @@ class TokenBlock(NamedTuple):
     lengths: np.ndarray
 
 
+def check_cut(tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig) -> None:
+    """Hold a truncation and a max_sequence_length against the kind of texts and the tokenizer.
+
+    Raises:
+        ConfigError: a truncation that pairs, a tokenizer without a Rust backend, or this max_sequence_length cannot have.
+        DataError: where max_sequence_length has no room for the special tokens.
+    """
+    if truncation.is_hierarchical and is_pair:
+        raise ConfigError("bertfast.truncation.strategy = 'hierarchical' cuts single texts in pieces, and this task takes pairs of texts")
+    if truncation.strategy != "head" and not tokenizer.is_fast:
+        raise ConfigError(
+            f"bertfast.truncation.strategy = {truncation.strategy!r} needs a fast tokenizer; {type(tokenizer).__name__} is none"
+        )
+    special = tokenizer.num_special_tokens_to_add(pair=is_pair)
+    if max_sequence_length < special:
+        kind = "a pair" if is_pair else "a text"
+        raise DataError(f"max_sequence_length is {max_sequence_length}, but the special tokens of {kind} alone are {special}; raise it")
+    check_room(truncation, max_sequence_length - special)
+
+
 def tokenise(
     text_a: Sequence[str],
     text_b: Sequence[str] | None,
@@ -54,20 +74,9 @@ def tokenise(
     long; with "hierarchical" an example is all its pieces, each with special tokens of its own and all but the last of full length.
 
     Raises:
-        ConfigError: a truncation that pairs, a tokenizer without a Rust backend, or this max_sequence_length cannot have.
-        DataError: where max_sequence_length has no room for the special tokens.
+        ConfigError, DataError: as `check_cut`.
     """
-    if truncation.is_hierarchical and text_b is not None:
-        raise ConfigError("bertfast.truncation.strategy = 'hierarchical' cuts single texts in pieces, and this task takes pairs of texts")
-    if truncation.strategy != "head" and not tokenizer.is_fast:
-        raise ConfigError(
-            f"bertfast.truncation.strategy = {truncation.strategy!r} needs a fast tokenizer; {type(tokenizer).__name__} is none"
-        )
-    special = tokenizer.num_special_tokens_to_add(pair=text_b is not None)
-    if max_sequence_length < special:
-        kind = "a pair" if text_b is not None else "a text"
-        raise DataError(f"max_sequence_length is {max_sequence_length}, but the special tokens of {kind} alone are {special}; raise it")
-    check_room(truncation, max_sequence_length - special)
+    check_cut(tokenizer, max_sequence_length, text_b is not None, truncation)
     if tokenizer.is_fast:
         encode = _fast(tokenizer, max_sequence_length, text_b is not None, truncation)
     else:

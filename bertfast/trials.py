@@ -19,6 +19,7 @@ from bertfast.errors import BertfastError
 from bertfast.report import RESULTS_FILE
 
 LOCK, LOG = ".sweep.lock", "output.log"
+MEAN = "mean_of_main_metrics"  # in the results of several tasks
 POLL_SECONDS = 0.1
 _GRACE_SECONDS = 300.0  # for a trial to end its step and write a checkpoint
 _LOCK_SECONDS = 330.0
@@ -74,16 +75,26 @@ def end(processes: Iterable[subprocess.Popen], stop: Stop) -> None:
 
 
 def score_of(folder: Path) -> float | None:
-    """The main metric of a finished trial's best evaluation, on the first split; None where it has left no results, or the metric is NaN."""
+    """What a finished trial's best evaluation is compared by: the main metric on the first split, or of several tasks the mean of theirs; None
+    where it has left no results, or the metric is NaN."""
     results = _results_of(folder)
-    if not results:
+    if not results or not results["metrics"]:  # a run of which no evaluation gave a number has no best
         return None
-    score = next(iter(results["metrics"].values()))[results["main_metric"]]
+    score = results[MEAN] if MEAN in results else next(iter(results["metrics"].values()))[results["main_metric"]]
     return None if score != score else score
 
 
-def last_line(log: Path) -> str:
-    """The last line that a process wrote, without our own prefix."""
+def score_name_of(folder: Path) -> str:
+    """What `score_of` is called."""
+    results = _results_of(folder)
+    return MEAN if MEAN in results else f"{results['main_metric']} on {next(iter(results['metrics']))}"
+
+
+def reason_of(folder: Path) -> str:
+    """Why a trial has no score: the last line that it wrote, without our own prefix, or that its metric never was a number."""
+    if _results_of(folder):
+        return "its metric was not a number at any evaluation"
+    log = folder / LOG
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines or ["it said nothing"])[-1].removeprefix("bertfast: error: ")

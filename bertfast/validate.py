@@ -65,9 +65,9 @@ def run_checks(load: Callable[[], Config], device: str | None = None, export: Ca
     """Every check of a config, in the order of the table. load: reads the config; device: "cpu", "gpu" or None (whichever there is); export: what
     looks at an export block, given the config and the checkpoint."""
     checks = Checks()
-    config = checks.make("config", lambda: _check_config(load()))
+    config = checks.make("config", lambda: check_config(load()))
     if config is None:  # nothing else can be checked, and a bad key is answered without the heavy imports
-        checks.make("everything else", _check_config, None)
+        checks.make("everything else", check_config, None)
         return checks.rows
     device = device or _device()
     precision = checks.make("precision", lambda: _check_precision(config, device))
@@ -130,7 +130,12 @@ def print_checks(checks: list[Check]) -> None:
     console.print(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}" if failed else "Nothing failed.")
 
 
-def _check_config(config: Config) -> Found:
+def check_config(config: Config) -> Found:
+    """What can be told of a config from itself alone.
+
+    Raises:
+        ConfigError: naming the block at fault.
+    """
     if config.bertfast.multitask is not None:
         for name, part in task_configs(config).items():
             if not get_task(part.bertfast.task).train_splits:

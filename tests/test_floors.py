@@ -76,6 +76,7 @@ FLOORS = [
         "arguments",
         "compilation",
         "sweep",
+        "sweep_checks",
     },
     {"cli", "demo", "__main__"},
 ]

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from multitask_runs import write_tasks
 from runs import environment, write_task
+from tiny_bert import write_tiny_bert
 
 from bertfast import cli
 from bertfast.config import load_config
 from bertfast.errors import BertfastError, ConfigError
 from bertfast.search import BERT_GRID, Range, Space, draw_settings, read_space
 from bertfast.sweep import Search, Sweep
-from bertfast.sweep_report import summarise
+from bertfast.sweep_report import figure_of, summarise
+from bertfast.trials import train_command
 
 # Trains nothing: the score is 1000 x rate + seed / 1e5. It notes each of its starts, and may be slow, fail, or write "checkpoints" at SIGTERM.
 STUB = """
@@ -45,12 +48,18 @@ results = {"main_metric": "f1", "metrics": {"dev": {"accuracy": 0, "f1": score},
 SPACE = {"optimizer.params.lr": [2e-5, 3e-5], "bertfast.run.epochs": [2, 3]}
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny_bert(tmp_path_factory.mktemp("models") / "tiny")
+
+
 @pytest.fixture
-def base(tmp_path):
+def base(tmp_path, tiny):
     """A config whose sweep lies in tmp_path/sweep."""
-    source = {"data_file": "none.tsv"}
+    source = {"data_file": str(tmp_path / "train.tsv")}
     run = {"seed": 5, "model_dir": str(tmp_path / "sweep")}
-    block = {"task": "sst2", "model": {"checkpoint": "none"}, "train_input": source, "eval_input": source, "run": run}
+    block = {"task": "sst2", "model": {"checkpoint": str(tiny)}, "train_input": source, "eval_input": source, "run": run}
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t1\n")
     (tmp_path / "stub.py").write_text(STUB)
     (tmp_path / "sweep").mkdir()
     return {"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}, "bertfast": {**block, "export": {}}}
@@ -115,6 +124,7 @@ def test_what_is_left_to_read(tmp_path, base):
     lines = (folder / "sweep.md").read_text().splitlines()
     assert lines[2] == "| lr | epochs | mean | std | min | max | seeds | seconds |" and lines[4].startswith("| 3e-05 |")
     assert any(line.startswith("- best by its mean over 2 seeds: lr 3e-05") for line in lines)
+    assert "- score: f1 on dev" in lines and figure_of(results).axes[0].get_xlabel() == results["score"] == "f1 on dev"
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert [path.parent.name for path in folder.glob("trials/*/model")] == [f"{results['best']['setting']:03d}-seed-6"]
 
@@ -285,6 +295,87 @@ def test_a_rate_that_the_scheduler_would_replace(base):
         Sweep(config, Search(read_space(None, config)), [None], list, str)
 
 
+OFFERS = {"scheduler": {"type": "WarmupLR", "params": {}}}
+PIECES = {"strategy": "hierarchical", "overlap": 6}
+OWN = {"task": {"text_columns": ["sentence"]}}  # the rows tell the classes
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad", "changes", "words"),
+    [
+        pytest.param("head.layers", [-1], [0, 2], {}, "head.layers holds 2, but the checkpoint has 2 layers", id="layers"),
+        pytest.param("optimization.frozen_layers", 2, 3, {}, "frozen_layers = 3, but the model has 2 layers", id="frozen-layers"),
+        pytest.param("head.layers", [1], [0], {"optimization": {"frozen_layers": 2}}, "the model has 1 layers", id="frozen-above-the-head"),
+        pytest.param(
+            "optimization.layer_learning_rate", [1e-4, 2e-4], [1e-4] * 3, {}, "holds 3 rates, but the model has 2 layers", id="rates"
+        ),
+        pytest.param("truncation", {}, PIECES, {}, "overlap = 6, but a piece has room for 6 tokens", id="overlap"),
+        pytest.param("train_input.max_sequence_length", 9, 8, {"truncation": PIECES}, "room for 6 tokens", id="pieces-of-a-length"),
+        pytest.param("train_input.max_sequence_length", 128, 129, {}, "has 128 position embeddings", id="longer-than-the-positions"),
+        pytest.param("train_input.max_sequence_length", 3, 2, {"task": "rte"}, "special tokens of a pair alone are 3", id="no-room"),
+        pytest.param("truncation.strategy", "tail", "hierarchical", {"task": "rte"}, "takes pairs of texts", id="pieces-of-pairs"),
+        pytest.param("optimization.schedule", "linear", "cosine", OFFERS, "schedule = 'cosine' contradicts the scheduler", id="schedule"),
+        pytest.param("optimization.layer_learning_rate_decay", None, 0.9, OFFERS, "--set scheduler=null", id="decay-and-a-scheduler"),
+        pytest.param("loss.class_weights", [1, 2], [1, 2, 3], {}, "holds 3 weights, but the task has 2 classes", id="class-weights"),
+        pytest.param("loss.class_weights", None, "balanced", {}, "class 0 has no training example", id="no-row-of-a-class"),
+        pytest.param("loss.class_weights", [1, 1], [1], OWN, "holds 1 weights, but the task has 2 classes", id="classes-from-rows"),
+        pytest.param("loss.label_smoothing", 0, 0.1, {"task": "stsb"}, "this task is a regression", id="regression"),
+        pytest.param("model.checkpoint", None, "./nowhere", {}, "./nowhere: no such folder", id="checkpoint"),
+        pytest.param("train_input.data_file", None, "nowhere.tsv", {}, "data_file nowhere.tsv: there is no such file", id="data"),
+        pytest.param("eval_input", None, {"data_dir": "nowhere"}, {}, "data_dir nowhere: there is no such folder", id="held-out-data"),
+    ],
+)
+def test_each_setting_is_held_against_the_config_before_any_trial(tmp_path, base, tiny, key, good, bad, changes, words):
+    """One that is right comes first, so that it is the second that is named, and it does not depend on the first."""
+    base = base | {name: value for name, value in changes.items() if name == "scheduler"}
+    block = base["bertfast"] = base["bertfast"] | {name: value for name, value in changes.items() if name != "scheduler"}
+    block["train_input"] = {"max_sequence_length": 8, **block["train_input"]}
+    data = block["eval_input"]
+    good = {"model.checkpoint": str(tiny), "train_input.data_file": data["data_file"], "eval_input": data}.get(key, good)
+    sweep_of(tmp_path, base, {f"bertfast.{key}": [good]})
+    with pytest.raises(ConfigError) as caught:
+        sweep_of(tmp_path, base, {f"bertfast.{key}": [good, bad]})
+    assert f"space.yaml: bertfast.{key}={json.dumps(bad)}: " in str(caught.value) and words in str(caught.value), caught.value
+    assert not (tmp_path / "sweep" / "starts").exists()
+
+
+def test_scores_on_other_data_are_not_compared(tmp_path, base):
+    with pytest.raises(ConfigError, match=r"eval_input=null: it is evaluated on nothing, and the config on sst2 \(accuracy\)"):
+        sweep_of(tmp_path, base, {"bertfast.eval_input": [base["bertfast"]["eval_input"], None]})
+
+
+def test_a_scheduler_may_be_left_out_by_a_setting(tmp_path, base):
+    base |= OFFERS
+    base["bertfast"]["optimization"] = {"layer_learning_rate_decay": 0.9}
+    results = sweep_of(tmp_path, base, {"scheduler": [None]}, seeds=1).run()
+    assert results["counts"]["complete"] == 1 and "scheduler" not in load_config(tmp_path / "sweep" / "best.json").deepspeed
+
+
+def test_a_trial_of_a_rate_alone_has_the_default_s_decay(tmp_path, base):
+    from bertfast.resolve import resolve_optimizer
+
+    del base["optimizer"]
+    sweep_of(tmp_path, base, {"optimizer.params.lr": [2e-5]}, seeds=1).run()
+    trial = load_config(tmp_path / "sweep" / "trials" / "000-seed-5" / "config.json")
+    assert resolve_optimizer(trial.deepspeed) == {"type": "AdamW", "params": {"lr": 2e-5, "weight_decay": 0.01}}
+
+
+def test_trials_of_a_config_that_pre_trains_are_fine_tuned(tmp_path, base):
+    base["bertfast"]["pretrain"] = {"next_sentence": False}
+    assert sweep_of(tmp_path, base, seeds=1, trials=1).run()["counts"]["complete"] == 1
+    for name in ("best.json", "trials/000-seed-5/config.json"):
+        assert load_config(tmp_path / "sweep" / name).bertfast.pretrain is None
+    (tmp_path / "space.yaml").write_text("bertfast.pretrain.masked_lm_prob: [0.1, 0.2]")
+    with pytest.raises(ConfigError, match="bertfast.pretrain.masked_lm_prob cannot be searched: trials are fine-tuned"):
+        read_space(str(tmp_path / "space.yaml"), load_config(base))
+
+
+def test_a_trial_whose_metric_was_never_a_number_has_failed(tmp_path, base):
+    (tmp_path / "stub.py").write_text(STUB.replace('"metrics": {', '"metrics": {} and {'))
+    with pytest.raises(BertfastError, match="the first one that failed says: its metric was not a number at any evaluation"):
+        sweep_of(tmp_path, base, {"optimizer.params.lr": [2e-5]}, seeds=1).run()
+
+
 def test_more_settings_than_there_are(tmp_path, base):
     with pytest.raises(ConfigError, match=r"--trials 5: space.yaml has no more than 4 settings"):
         sweep_of(tmp_path, base, trials=5)
@@ -325,3 +416,31 @@ def test_the_command_trains(tmp_path):
         assert own["training"]["steps"] == 4 and trial["score"] == own["metrics"]["dev"]["accuracy"]
         assert not (tmp_path / trial["folder"] / "checkpoints").exists()
     assert load_config(tmp_path / "run" / "best.json").bertfast.run.max_steps == 4
+
+
+def test_several_tasks_are_compared_by_the_mean_of_their_main_metrics(tmp_path):
+    """The task that comes first has another main metric than the one after it, and neither is the mixture's."""
+    config = write_tasks(tmp_path)
+    block = config["bertfast"]
+    block["multitask"]["tasks"] = block["multitask"]["tasks"][1:]
+    block["run"] |= {"max_steps": 4, "save_steps": 4}
+    search = Search(Space("space.yaml", {"bertfast.multitask.sampling": ["uniform"]}), seeds=1)
+    results = Sweep(load_config(config), search, [None], train_command("cpu"), str).run()
+    own = json.loads((tmp_path / "run" / "trials" / "000-seed-42" / "results.json").read_text())
+    mean = (own["metrics"]["relation/dev"]["macro_f1"] + own["metrics"]["score/dev"]["pearson"]) / 2
+    assert results["best"]["mean"] == pytest.approx(mean, abs=1e-9) and results["score"] == "mean_of_main_metrics"
+    assert "- score: mean_of_main_metrics" in (tmp_path / "run" / "sweep.md").read_text().splitlines()
+    assert figure_of(results).axes[0].get_xlabel() == "mean_of_main_metrics"
+    tasks = [[{**task, "weight": 2.0} for task in block["multitask"]["tasks"]], block["multitask"]["tasks"][:1] * 2]
+    tasks[1][1] = {**tasks[1][0], "task": {**tasks[1][0]["task"], "name": "other"}}
+    with pytest.raises(ConfigError, match=r"evaluated on other \(macro_f1\), relation .* and the config on relation .*, score \(pearson\)"):
+        sweep_of(tmp_path, config, {"bertfast.multitask.tasks": tasks})
+
+
+def test_several_tasks_are_evaluated_at_the_length_that_they_are_trained_at(tmp_path):
+    config = write_tasks(tmp_path)
+    del config["bertfast"]["eval_input"]
+    Path(tmp_path / "stub.py").write_text(STUB.replace('config["optimizer"]["params"]["lr"]', "1e-5"))
+    (tmp_path / "run").mkdir()
+    sweep_of(tmp_path, config, {"bertfast.train_input.max_sequence_length": [16]}, seeds=1).run()
+    assert load_config(tmp_path / "run" / "best.json").bertfast.eval_input.max_sequence_length == 16

@@ -47,7 +47,7 @@ class TrainingBatches:
         for step, batches in zip(steps, prefetched(pack, steps, self._ranks.device), strict=False):
             epoch, _ = self._place(step)
             self.plan = plans[epoch]
-            for past in [number for number in plans if number < epoch]:
+            for past in [number for number in list(plans) if number < epoch]:
                 del plans[past]
             yield step, batches
 

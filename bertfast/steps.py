@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -76,9 +78,16 @@ class Window:
             padded_tokens=state.padded_tokens + padded,
         )
 
-    def restart_clocks(self) -> None:
-        """Leave out the time since the last step: it was spent on evaluating and saving."""
-        self._since_log.begun = self._since_save.begun = time.perf_counter()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of the block: it is spent on evaluating and saving. Steps that were counted before it keep theirs."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            pause = time.perf_counter() - began
+            for counts in (self._since_log, self._since_save):
+                counts.begun += pause
 
 
 class _Counts:

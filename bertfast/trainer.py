@@ -150,10 +150,10 @@ class Trainer:
                 self._log(progress, done, window)
             if evaluates or saves or stops:
                 state = window.take_into(state._replace(step=done))
-                if evaluates and not stops:
-                    state = self._evaluate_and_keep_best(state, progress)
-                self.keeper.save(state)
-                window.restart_clocks()
+                with window.paused():
+                    if evaluates and not stops:
+                        state = self._evaluate_and_keep_best(state, progress)
+                    self.keeper.save(state)
             if stops:
                 raise Terminated(
                     f"stopped by SIGTERM after step {done}; the state is saved in {self.keeper.checkpoints}: go on with --resume"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bertfast.errors import BertfastError
+
+_OS_ERROR = re.compile(r"\(os error \d+\)")  # how Rust writes one
 
 
 @contextmanager
@@ -35,7 +38,7 @@ def replacing(path: str | Path) -> Iterator[TextIO]:
                 yield file
                 file.flush()
                 os.fsync(handle)
-            os.chmod(beside, 0o666 & ~_umask())  # mkstemp lets nobody else read
+            give_usual_mode(beside)  # mkstemp lets nobody else read
             os.replace(beside, path)
         except BaseException:
             Path(beside).unlink(missing_ok=True)
@@ -59,7 +62,18 @@ def named(path: str | Path) -> Path:
     return path if path.name not in ("", "..") else Path(os.path.abspath(path))
 
 
-def _umask() -> int:
+def give_usual_mode(path: str | Path) -> None:
+    """Let a file be read and written by whom the umask says, as if it had been opened plainly: not so of mkstemp's files and of safetensors'."""
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
-    return mask
+    os.chmod(path, 0o666 & ~mask)
+
+
+def write_fault(error: BaseException) -> str | None:
+    """Why the system would not write, where that is what `error` tells of; else None.
+
+    The libraries in Rust wrap the system's own errors: safetensors in a SafetensorError, tokenizers in a plain Exception.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if _OS_ERROR.search(str(error)) else None

@@ -10,15 +10,18 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from bertfast.atomic import write_fault
 from bertfast.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-(\d{8,})")
+_INSTANT_SECONDS = 0.5  # two renames take microseconds
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -31,17 +34,25 @@ def unfinished(final: Path) -> Path:
     return final.with_name(f".writing-{final.name}")
 
 
-def seal(folder: Path) -> None:
-    """Flush every file of `folder` to the disk and list them in its manifest."""
+def seal(folder: Path, step: int | None = None) -> None:
+    """Flush every file of `folder` to the disk and list them in its manifest, with the optimizer step that they are of."""
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
         files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "crc32": _crc32(file)}
     with open(folder / MANIFEST, "w", encoding="utf-8") as handle:
-        json.dump({"files": files}, handle, indent=1)
+        json.dump({**({} if step is None else {"step": step}), "files": files}, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
+
+
+def sealed_step(folder: Path) -> int | None:
+    """The optimizer step that a sealed folder says it is of; None where it does not, or is not there."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("step")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def fault_of(folder: Path) -> str | None:
@@ -78,7 +89,10 @@ def put_in_place(final: Path) -> None:
 
 
 def recover(final: Path) -> None:
-    """Undo what a kill in the middle of a replacement leaves behind: the new folder where it is whole, else the old one."""
+    """Undo what a kill in the middle of a replacement leaves behind: the new folder where it is whole, else the old one.
+
+    It deletes what is half-written: only for whoever alone writes to `final`, for a run with the lock of its folder. Readers have `standing`.
+    """
     beside, old = unfinished(final), final.with_name(f".old-{final.name}")
     if not final.exists():
         if beside.exists() and fault_of(beside) is None:
@@ -90,13 +104,33 @@ def recover(final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def recover_steps(folder: Path) -> None:
+    """`recover` for every checkpoint below `folder`."""
+    for old in list(folder.glob(".old-step-*")):
+        recover(old.with_name(old.name.removeprefix(".old-")))
+
+
+def standing(final: Path) -> Path:
+    """The folder to read in the place of `final`: another only where a kill between the two renames of a replacement has left `final` missing.
+
+    For readers: it changes nothing. A writer that is alive is between those renames for an instant, which is waited for.
+    """
+    beside, old = unfinished(final), final.with_name(f".old-{final.name}")
+    until = time.monotonic() + _INSTANT_SECONDS
+    while not final.exists() and (old.exists() or (beside / MANIFEST).exists()):
+        if time.monotonic() > until:
+            return beside if fault_of(beside) is None else old
+        time.sleep(_INSTANT_SECONDS / 20)
+    return final
+
+
 def remove(folder: Path) -> None:
     """Delete a folder, if it is there."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a folder beside `final`, then seal it and put it in its place. For one process.
+def write_folder(final: Path, write: Callable[[Path], None], step: int | None = None) -> None:
+    """Have `write` fill a folder beside `final`, then seal it (see there for `step`) and put it in its place. For one process.
 
     Raises:
         CheckpointError: naming the folder where the disk is full or cannot be written; what stood there before stays.
@@ -106,11 +140,14 @@ def write_folder(final: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         write(beside)
-        seal(beside)
+        seal(beside, step)
         put_in_place(final)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise CheckpointError(f"{final}: cannot be written: {error.strerror or error}") from error
+    except BaseException as error:
+        recover(final)
+        remove(beside)
+        if (fault := write_fault(error)) is None:
+            raise
+        raise CheckpointError(f"{final}: cannot be written: {fault}") from error
 
 
 def newest_whole(folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ from bertfast.checkpoint import write_folder
 from bertfast.errors import CheckpointError
 from bertfast.pretrained import load_tokenizer
 from bertfast.tensorflow_checkpoint import write_tensorflow
-from bertfast.weights import modern_names, read_weights, resolve_folder
+from bertfast.weights import modern_names, read_weights, resolve_folder, save_tensors
 
 _COPIES = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -80,10 +80,8 @@ def _without_copies(state: dict[str, torch.Tensor], source: str) -> dict[str, to
 
 
 def _write_transformers(folder: Path, config: Any, state: dict[str, torch.Tensor], tokenizer: Any) -> None:
-    from safetensors.torch import save_file
-
     config.save_pretrained(folder)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(folder, state)
     tokenizer.save_pretrained(folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from bertfast import checkpoint
+from bertfast.atomic import write_fault, write_json
 from bertfast.config import Config
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
 from bertfast.machine import cores
@@ -25,6 +27,7 @@ from bertfast.schedules import schedule, thawing
 _OWN_OPTIMIZERS = {"adam", "adamw"}
 _LONGEST_BUILD = 900  # seconds; DeepSpeed's ops take under one minute each
 _STATE, _MODEL = "state", "model"  # the two folders of a training checkpoint: DeepSpeed's, and transformers'
+_FACTS = "run.json"  # beside them
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,7 @@ def whole_state(engine) -> dict[str, torch.Tensor]:
 def save_training_state(engine, folder: Path, step: int, client_state: dict, write_model, ranks: Ranks) -> None:
     """Write the checkpoint of `step`: DeepSpeed's state by all ranks, the model by the first, then sealed and renamed into place.
 
+    client_state: plain data; DeepSpeed keeps it with the weights, and run.json for whoever asks before they are loaded.
     write_model: called on the first rank with a folder, to fill it with the model as transformers loads it.
 
     Raises:
@@ -235,20 +239,37 @@ def save_training_state(engine, folder: Path, step: int, client_state: dict, wri
         if ranks.is_first:
             (beside / _MODEL).mkdir()
             write_model(beside / _MODEL)
-            checkpoint.seal(beside)
+            write_json(beside / _FACTS, client_state)
+            checkpoint.seal(beside, step)
             checkpoint.put_in_place(final)
         ranks.barrier()
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except BaseException as error:
         if ranks.is_first:
+            checkpoint.recover(final)
             checkpoint.remove(beside)
-        raise CheckpointError(f"{final}: cannot be written: {error}; the checkpoints before it are kept") from error
+        fault = (
+            str(error) if isinstance(error, RuntimeError | BertfastError) else write_fault(error)
+        )  # torch's of a full disk is a RuntimeError
+        if fault is None:
+            raise
+        raise CheckpointError(f"{final}: cannot be written: {fault}; the checkpoints before it are kept") from error
+
+
+def saved_facts(path: Path) -> dict | None:
+    """The client state of a checkpoint, without loading it; None where an earlier bertfast wrote it, which kept it with the weights alone."""
+    file = path / _FACTS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def load_training_state(engine, path: Path) -> dict:
-    """Load weights, optimizer and schedule from a checkpoint; returns the client state that was saved with them."""
+    """Load weights, optimizer and schedule from a checkpoint; returns the client state that was saved with them.
+
+    Raises:
+        CheckpointError: it does not fit, whatever DeepSpeed says to that: it raises errors of many kinds, some plain Exceptions.
+    """
     try:
         _, client_state = engine.load_checkpoint(str(path), tag=_STATE)
-    except (RuntimeError, KeyError, ValueError, AssertionError, OSError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{path}: does not fit this run ({type(error).__name__}: {error}); resume with the config that wrote it"
         ) from error
@@ -259,7 +280,7 @@ def load_training_state(engine, path: Path) -> dict:
 
 def model_folder(path: str) -> str:
     """The transformers folder that a path means: a run's folder holds it as `model`, a training checkpoint too."""
-    inner = Path(path) / _MODEL
+    inner = checkpoint.standing(Path(path) / _MODEL)
     return str(inner) if not (Path(path) / "config.json").is_file() and (inner / "config.json").is_file() else path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bertfast.errors import ConfigError
+from bertfast.errors import BertfastError, ConfigError
 
 LOG_FILE = "log.jsonl"
 
@@ -39,16 +40,19 @@ class StartupClock:
 
 
 class Progress:
-    """Reports of a run of `total_steps`; on ranks other than the first it does nothing."""
+    """Reports of a run of `total_steps`; on ranks other than the first it does nothing.
 
-    def __init__(self, model_dir: Path, total_steps: int, first_step: int, enabled: bool):
+    first_step: the steps that are done already. evaluates_again: what they led to is still to be evaluated, whatever an earlier process logged.
+    """
+
+    def __init__(self, model_dir: Path, total_steps: int, first_step: int, enabled: bool, evaluates_again: bool = False):
         self.enabled = enabled
         self.total_steps = total_steps
         self._bar = None
         self._log = None
         if not enabled:
             return
-        self._log = _open_log(model_dir / LOG_FILE, first_step)
+        self._log = _open_log(model_dir / LOG_FILE, first_step, evaluates_again)
         if sys.stderr.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
@@ -100,11 +104,17 @@ class Progress:
             self._log.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._log.write(json.dumps(record) + "\n")
-        self._log.flush()
+        try:
+            self._log.write(json.dumps(record) + "\n")
+            self._log.flush()
+        except OSError as error:
+            log, self._log = self._log, None
+            with contextlib.suppress(OSError):  # it would write once more what it has not got rid of
+                log.close()
+            raise BertfastError(f"{log.name}: cannot be written: {error.strerror or error}; make room, then go on with --resume") from None
 
 
-def _open_log(path: Path, first_step: int):
+def _open_log(path: Path, first_step: int, evaluates_again: bool = False):
     """The log, without the records of steps that are about to be taken again (and without a line that a kill cut short)."""
     kept = []
     if first_step > 0 and path.is_file():
@@ -113,7 +123,7 @@ def _open_log(path: Path, first_step: int):
                 record = json.loads(line)
             except ValueError:
                 continue
-            if record["step"] <= first_step:
+            if record["step"] < first_step or (record["step"] == first_step and not (evaluates_again and "metrics" in record)):
                 kept.append(line + "\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bertfast.atomic import give_usual_mode
 from bertfast.errors import CheckpointError
 from bertfast.tensorflow_checkpoint import CONFIG_FILE as OLD_CONFIG_FILE
 from bertfast.tensorflow_checkpoint import find_tensorflow_checkpoint, read_tensorflow
@@ -234,14 +235,21 @@ def write_weights(
     folder: str | Path, config: BertConfig, state: dict[str, torch.Tensor], architecture: str = "BertForSequenceClassification"
 ) -> None:
     """Write config.json and model.safetensors into an existing folder; tensors by transformers' names."""
-    from safetensors.torch import save_file
-
     config.architectures = [architecture]
     config.problem_type = "regression" if config.num_labels == 1 else "single_label_classification"
     config.dtype = "float32"
     config.save_pretrained(folder)
-    tensors = {name: tensor.float().cpu() for name, tensor in state.items()}
-    save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(folder, {name: tensor.float().cpu() for name, tensor in state.items()})
+
+
+def save_tensors(folder: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write model.safetensors into an existing folder, as transformers loads it. Who may read it is for the umask to say, and not for safetensors,
+    which lets its writer alone."""
+    from safetensors.torch import save_file
+
+    file = Path(folder) / "model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    give_usual_mode(file)
 
 
 def resolve_folder(folder_or_name: str) -> Path:

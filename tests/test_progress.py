@@ -1,10 +1,11 @@
 """bertfast.progress: the log, the lines where there is no terminal, and a folder that cannot be written."""
 
 import json
+import resource
 
 import pytest
 
-from bertfast.errors import ConfigError
+from bertfast.errors import BertfastError, ConfigError
 from bertfast.progress import Progress, StartupClock
 
 RECORD = {
@@ -64,3 +65,25 @@ def test_where_the_start_went():
     assert lines[0] == "start-up:" and lines[1].endswith("interpreter and first imports") and lines[2].endswith("data")
     total = sum(seconds for _, seconds in clock.stages)
     assert float(lines[-1].split()[0]) == pytest.approx(total, abs=0.01)
+
+
+def test_an_evaluation_that_is_made_again_is_logged_once(tmp_path):
+    log = tmp_path / "log.jsonl"
+    first, second = '{"step": 10, "metrics": {}}\n{"step": 20}\n', '{"step": 20, "metrics": {}}\n'
+    log.write_text(first + second)
+    Progress(tmp_path, 100, 20, True).close()
+    assert log.read_text() == first + second
+    Progress(tmp_path, 100, 20, True, evaluates_again=True).close()
+    assert log.read_text() == first
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    progress = Progress(tmp_path, 100, 0, True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))  # bytes: as if the disk were full
+    try:
+        with pytest.raises(BertfastError, match=rf"^{tmp_path}/log.jsonl: cannot be written: .* --resume"):
+            progress.evaluation(20, {"dev": {"accuracy": 0.75}})
+        progress.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bertfast.arguments import overrides, parse_command, parse_launch, starts_from_checkpoint
+from bertfast.checkpoint import standing
 from bertfast.config import BertfastConfig, Config, load_config
 from bertfast.deepspeed_keys import check_monitors
 from bertfast.errors import BertfastError, CheckpointError, ConfigError
@@ -251,7 +252,7 @@ def _load(arguments: Namespace) -> Config:
         config = load_config(arguments.config, overrides(arguments))
     else:
         folder = Path(arguments.checkpoint_path)
-        files = (folder / MODEL_CONFIG_FILE, folder / "model" / MODEL_CONFIG_FILE)
+        files = (folder / MODEL_CONFIG_FILE, standing(folder / "model") / MODEL_CONFIG_FILE)
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             raise CheckpointError(f"--checkpoint_path {folder}: no {MODEL_CONFIG_FILE} there; name the config with --config")
@@ -273,12 +274,8 @@ def _model_folder(arguments: Namespace, config: Config) -> str:
     """
     if arguments.checkpoint_path is not None:
         return arguments.checkpoint_path
-    from bertfast.checkpoint import recover
-
     model = Path(config.bertfast.run.model_dir) / "model"
-    if rank() == 0:
-        recover(model)
-    if rank() == 0 and not model.is_dir():
+    if rank() == 0 and not standing(model).is_dir():
         kind, command = ("pre-trained", "pretrain") if arguments.evaluate_only else ("fine-tuned", "train")
         raise CheckpointError(
             f"{model}: there is no {kind} model yet; train first (bertfast {command} --config ...), or name a model with --checkpoint_path"

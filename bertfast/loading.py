@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bertfast import checkpoint
 from bertfast.blocks import HeadConfig
 from bertfast.config import BertfastConfig, Config, InputConfig
 from bertfast.data import EncodedDataset, load_dataset_for
@@ -101,7 +99,6 @@ class Loader:
         Raises:
             CheckpointError: the folder holds no classifier, or one of another task.
         """
-        checkpoint.recover(Path(folder) / "model")
         if self.ranks.world_size > 1:
             join_ranks(self.ranks)
         tokenizer = self.tokenizer(folder, folder)

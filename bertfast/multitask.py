@@ -88,8 +88,8 @@ class Multitasker(Trainer):
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Metrics by "task/split", by each task's own classifier in the model's folder."""
         folder, found = Path(self.checkpoint_path or self.model_dir), {}
-        checkpoint.recover(folder / "model")
-        folder = folder / "model" if (folder / "model").is_dir() else folder
+        inner = checkpoint.standing(folder / "model")
+        folder = inner if inner.is_dir() else folder
         for name, config in task_configs(self.config).items():
             if not (folder / name / "config.json").is_file():
                 raise CheckpointError(f"{folder}: holds no model of task {name}; give the folder of a run on these tasks")

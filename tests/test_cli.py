@@ -235,7 +235,9 @@ def test_eval_takes_the_model_that_training_left(trainer, tmp_path):
 def test_a_model_that_was_being_replaced_when_the_run_was_killed_is_found(trainer, tmp_path):
     model_folder(tmp_path / "runs" / "model" / ".old-model")
     assert cli.main(["eval", "--config", "c.json"]) == 0
-    assert (tmp_path / "runs" / "model" / "model" / "bertfast.json").is_file()
+    assert trainer.made["called"] == "evaluate" and trainer.made["checkpoint_path"] == "runs/model"
+    assert cli.main(["eval", "--checkpoint_path", "runs/model", "--set", "bertfast.eval_input.batch_size=7"]) == 0
+    assert [path.name for path in (tmp_path / "runs" / "model").iterdir()] == [".old-model"], "to read it is not to move it"
 
 
 def test_a_model_folder_needs_no_other_config(trainer, tmp_path):

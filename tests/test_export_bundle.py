@@ -358,12 +358,20 @@ def test_a_kill_leaves_a_whole_bundle_or_none(seconds, made, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_kill_between_the_renames_is_mended(bundle):
-    """The new bundle is whole under its other name, the old one has been moved away."""
+def test_a_bundle_is_verified_after_a_kill_between_the_renames(bundle):
+    """The new bundle is whole under its other name, the old one has been moved away; and there they stay, for the next export to clean up."""
     shutil.copytree(bundle, bundle.with_name(".writing-bundle"))
     bundle.rename(bundle.with_name(".old-bundle"))
     verify_bundle(str(bundle), say=lambda line: None)
-    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+    assert sorted(path.name for path in bundle.parent.iterdir()) == [".old-bundle", ".writing-bundle"]
+
+
+def test_verifying_leaves_an_export_alone_that_is_at_work(bundle):
+    half = bundle.with_name(".writing-bundle")
+    half.mkdir()
+    (half / "model.onnx").write_bytes(b"half of it")
+    verify_bundle(str(bundle), say=lambda line: None)
+    assert (half / "model.onnx").read_bytes() == b"half of it"
 
 
 def test_errors_are_the_projects_own():

@@ -219,8 +219,7 @@ def verify_bundle(
     """
     check_onnx()
     check_wheels()
-    path = named(folder)
-    checkpoint.recover(path)
+    path = checkpoint.standing(named(folder))
     noted = record.read_record(path)
     if faults := record.changed_files(path, noted):
         raise VerificationError(f"{path}: not the bundle that was verified: {'; '.join(faults)}. Export it again")

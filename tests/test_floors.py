@@ -33,6 +33,7 @@ FLOORS = [
         "recompute",
         "config",
         "atomic",
+        "locking",
         "partition",
         "packing",
         "planning",

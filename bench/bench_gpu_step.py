@@ -173,8 +173,8 @@ def measure_epochs(options: argparse.Namespace, rates: dict[str, float]) -> Iter
         def _prepare(self) -> None:
             self._timed("starting", super()._prepare)
 
-        def _evaluate_and_keep_best(self, *arguments: Any) -> Any:
-            return self._timed("evaluating", super()._evaluate_and_keep_best, *arguments)
+        def _evaluate(self, *arguments: Any) -> Any:
+            return self._timed("evaluating", super()._evaluate, *arguments)
 
         def _timed(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
             began = time.perf_counter()

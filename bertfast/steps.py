@@ -27,6 +27,7 @@ class RunState(NamedTuple):
     best_step: int | None = None
     stale_evaluations: int = 0  # in a row, without a better metric
     metrics: dict[str, dict[str, float]] | None = None  # of the best step, by split
+    owes_evaluation: bool = False  # of `step`: SIGTERM came first
     seconds: float = 0.0  # spent in training steps
     examples: int = 0
     tokens: int = 0

@@ -6,6 +6,7 @@ number of examples in the global batch, so the gradient does not depend on how t
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ from bertfast.errors import ConfigError, Terminated
 from bertfast.graphs import graphs_for
 from bertfast.keeping import Keeper
 from bertfast.loading import Loader, check_fit
+from bertfast.locking import alone_in
 from bertfast.losses import Loss
 from bertfast.metrics import compute_metrics, is_better
 from bertfast.model import RandomBits
 from bertfast.packing import PackedBatch
 from bertfast.profiling import RunProfiler
 from bertfast.progress import Progress, StartupClock, counted
-from bertfast.resolve import resolve_batch_sizes, resolve_precision, resolve_total_steps
+from bertfast.resolve import resolve_batch_sizes, resolve_deepspeed, resolve_precision, resolve_total_steps
 from bertfast.steps import LossWatch, RunState, Termination, Window
 from bertfast.tasks import Task
 
@@ -91,20 +93,23 @@ class Trainer:
         """
         started = datetime.now(UTC)
         self._prepare()
-        state = self.keeper.restore(self.resume, self.checkpoint_path)
-        progress = Progress(self.model_dir, self.total_steps, state.step, self.ranks.is_first)
-        try:
-            with Termination(self.ranks) as self.termination:
-                for line in self._opening_lines(state):
-                    progress.say(line)
-                state = self._fit(state, progress)
-        finally:
-            progress.close()
-        if not self.eval_sets:
-            self.keeper.write_model(state)
-        results = {**self._results(state), "run": report.run_facts(self.config, started)}
-        self.keeper.finish(results)
-        return results
+        with alone_in(self.model_dir) if self.ranks.is_first else nullcontext():
+            state = self.keeper.restore(self.resume, self.checkpoint_path)
+            if not self.eval_sets:  # then the last model counts, whatever was evaluated before a resume
+                state = state._replace(best=None, best_step=None, metrics=None, owes_evaluation=False)
+            progress = Progress(self.model_dir, self.total_steps, state.step, self.ranks.is_first, state.owes_evaluation)
+            try:
+                with Termination(self.ranks) as self.termination:
+                    for line in self._opening_lines(state):
+                        progress.say(line)
+                    state = self._fit(state, progress)
+            finally:
+                progress.close()
+            if state.best_step is None:  # nothing was evaluated, or it never gave a number
+                self.keeper.write_model(state)
+            results = {**self._results(state), "run": report.run_facts(self.config, started)}
+            self.keeper.finish(results)
+            return results
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Metrics by split of eval_input, by the model in `checkpoint_path` (else the one that training left in run.model_dir)."""
@@ -127,6 +132,8 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------------------------- one step
 
     def _fit(self, state: RunState, progress: Progress) -> RunState:
+        if state.owes_evaluation:
+            state = self._keep(state, progress, evaluates=True)
         window = Window(self.ranks)
         self.watch = LossWatch(self.train_set, self.ranks)
         steps = self.batches.steps(state.step, self.total_steps, in_buckets=self.graphs is not None)
@@ -151,13 +158,22 @@ class Trainer:
             if evaluates or saves or stops:
                 state = window.take_into(state._replace(step=done))
                 with window.paused():
-                    if evaluates and not stops:
-                        state = self._evaluate_and_keep_best(state, progress)
-                    self.keeper.save(state)
+                    # Whoever sends SIGTERM will not wait for an evaluation: the resumed run begins with it.
+                    state = self._keep(state._replace(owes_evaluation=evaluates and stops), progress, evaluates and not stops)
             if stops:
                 raise Terminated(
                     f"stopped by SIGTERM after step {done}; the state is saved in {self.keeper.checkpoints}: go on with --resume"
                 )
+        return state
+
+    def _keep(self, state: RunState, progress: Progress, evaluates: bool) -> RunState:
+        """Evaluate where asked, and write a checkpoint; then, where the weights are the best so far, the model. In this order: a kill in between
+        leaves a checkpoint that holds the model, and never a model that no checkpoint knows of."""
+        if evaluates:
+            state = self._evaluate(state, progress)
+        self.keeper.save(state)
+        if evaluates and state.best_step == state.step:
+            self.keeper.write_model(state)
         return state
 
     def _step(self, step: int, batches: list[PackedBatch]) -> torch.Tensor:
@@ -239,8 +255,15 @@ class Trainer:
             "steps per epoch": self.steps_per_epoch,
             "training examples": len(self.train_set),
             "training tokens": int(self.train_set.lengths.sum(dtype=np.int64)),
+            "optimizer": self._optimizer(),
             **{name: report.changed(getattr(self.settings, name)) for name in report.RECIPE_BLOCKS},
         }
+
+    def _optimizer(self) -> dict[str, Any]:
+        """The optimizer's settings, no "auto" among them: its state, which a checkpoint holds, has them too, and would overrule a config's."""
+        hidden_size, kind = self.engine.module.config.hidden_size, self.ranks.device.type
+        block = resolve_deepspeed(self.config, self.sizes, self.total_steps, kind, hidden_size)["optimizer"]
+        return {"type": str(block["type"]).lower(), "params": {**block["params"]}}
 
     def _opening_lines(self, state: RunState) -> list[str]:
         shape = f"{counted(self.sizes.world_size, 'rank')} x {counted(self.sizes.micro_steps, 'micro-step')} on {self.ranks.device.type}, {self.precision}"
@@ -253,7 +276,7 @@ class Trainer:
         if asked != self.engine.zero_optimization_stage():
             lines.append(f"ZeRO stage {asked} has nothing to divide on one rank: it runs as stage 0")
         resuming = f"resuming after step {state.step}" if state.step else None
-        return lines + [line for line in (self.graphs_line, resuming) if line]
+        return lines + [line for line in (self.graphs_line, *self.keeper.notes, resuming) if line]
 
     # -------------------------------------------------------------------------------------------------- evaluation, records
 
@@ -263,7 +286,7 @@ class Trainer:
         logits = compute_logits(model, dataset, self.settings.eval_input, self.task.num_labels, self.ranks)
         return compute_metrics(dataset.task, logits, dataset.labels)
 
-    def _evaluate_and_keep_best(self, state: RunState, progress: Progress) -> RunState:
+    def _evaluate(self, state: RunState, progress: Progress) -> RunState:
         metrics = {split: self._metrics(self.engine, dataset) for split, dataset in self.eval_sets.items()}
         progress.evaluation(state.step, metrics)
         self._write_monitor(
@@ -271,10 +294,8 @@ class Trainer:
         )
         value = self._score(metrics)
         if not is_better(self.task, value, state.best):
-            return state._replace(stale_evaluations=state.stale_evaluations + 1)
-        state = state._replace(best=value, best_step=state.step, stale_evaluations=0, metrics=metrics)
-        self.keeper.write_model(state)
-        return state
+            return state._replace(stale_evaluations=state.stale_evaluations + 1, owes_evaluation=False)
+        return state._replace(best=value, best_step=state.step, stale_evaluations=0, metrics=metrics, owes_evaluation=False)
 
     def _score(self, metrics: dict[str, dict[str, float]]) -> float:
         """What the best model is chosen by: the main metric on the first split."""

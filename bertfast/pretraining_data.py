@@ -211,7 +211,7 @@ def pairs(corpus: Corpus, room: int, short_share: float, rng: np.random.Generato
 
     A pair takes as many tokens as it has room for, and is parted where one of its sentences ends (in the middle where none does); what a
     random second part leaves over begins the next pair. So every token is read once, where Google's create_pretraining_data.py trims what is
-    too much. Where nothing is left to follow the first part, the second is random; a later one is then not, for as long as one is owed.
+    too much. No sentence follows the last one of a document, so what follows it is random; for each that had to be, a later one is not.
 
     Raises:
         DataError: one document alone, in which no random sentence can be found.
@@ -229,14 +229,14 @@ def pairs(corpus: Corpus, room: int, short_share: float, rng: np.random.Generato
             end = min(begin + target, last)
             low, high = np.searchsorted(bounds, begin, side="right"), np.searchsorted(bounds, end)
             middle = int(bounds[rng.integers(low, high)]) if low < high else min(begin + target // 2, last)
-            is_random = rng.random() < 0.5
-            if middle == last and not is_random:
+            is_random, is_last_sentence = rng.random() < 0.5, low >= high and end == last
+            if is_last_sentence and not is_random:
                 is_random, owed = True, owed + 1
-            elif middle < last and is_random and owed:
+            elif is_random and owed and not is_last_sentence:
                 is_random, owed = False, owed - 1
             first, second = corpus.ids[begin:middle], corpus.ids[middle:end]
             if is_random:
-                second = _random_part(corpus, bounds, target - len(first), low < high or middle == last, rng)
+                second = _random_part(corpus, bounds, target - len(first), low < high or is_last_sentence, rng)
             yield first, second, int(is_random), document
             begin = middle if is_random else end
 

@@ -187,5 +187,5 @@ def test_a_task_s_own_text(tmp_path):
     config["bertfast"]["pretrain"] = {}
     (tmp_path / "config.json").write_text(json.dumps(config))
     output = train(tmp_path, *PRETRAIN, "--set", "bertfast.run.max_steps=2")
-    assert "warning: " in output and "train.tsv: 100% of the pairs have a random second part" in output
+    assert re.search(r"^warning: .*/train\.tsv: (9\d|100)% of the pairs have a random second part", output, re.MULTILINE)
     assert "mlm_loss" in json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["dev"]

@@ -145,8 +145,10 @@ def test_a_text_without_sentences_has_neighbours_too(tokenizer, tmp_path):
 
 
 def test_documents_of_one_sentence_have_strangers_alone(tokenizer, tmp_path):
-    corpus = Corpus([[word] for word in WORDS[:50]], tokenizer, tmp_path, "test")
-    assert [is_random for _, _, is_random, _ in pairs(corpus, 20, 0.0, np.random.default_rng(0))] == [1] * 50
+    corpus = Corpus([[" ".join(WORDS[begin : begin + 1 + begin % 20])] for begin in range(0, 380, 19)], tokenizer, tmp_path, "test")
+    found = list(pairs(corpus, 20, 0.0, np.random.default_rng(0)))
+    assert {is_random for _, _, is_random, _ in found} == {1}, "a sentence is not its own neighbour"
+    assert np.array_equal(np.concatenate([first for first, *_ in found]), corpus.ids)
 
 
 def test_strangers_are_drawn_by_their_length(tokenizer, tmp_path):

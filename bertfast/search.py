@@ -177,6 +177,17 @@ def draw_settings(space: Space, count: int | None, seed: int) -> list[Setting]:
     return [setting_of(space, study.ask(kinds).params) for _ in range(count or space.size)]
 
 
+def base_of(config: Config) -> dict[str, Any]:
+    """What was given of a config. An eval_input that has train_input's length, given or not, is left to follow it."""
+    base = config.to_dict(defaults=False)
+    block, key = base["bertfast"], "max_sequence_length"
+    if key in block["train_input"] and block["eval_input"].get(key) == block["train_input"][key]:
+        del block["eval_input"][key]
+    if config.bertfast.multitask is not None and not block["eval_input"]:
+        del block["eval_input"]
+    return base
+
+
 def config_of(base: dict[str, Any], space: Space, setting: Setting) -> Config:
     """The base config with a setting in it.
 

@@ -22,7 +22,7 @@ from bertfast.config import Config
 from bertfast.errors import BertfastError, ConfigError, Terminated
 from bertfast.machine import cores
 from bertfast.progress import counted
-from bertfast.search import Setting, Space, config_of, distributions, draw_settings, label_of, need_optuna, setting_of
+from bertfast.search import Setting, Space, base_of, config_of, distributions, draw_settings, label_of, need_optuna, setting_of
 from bertfast.sweep_report import Trial, brief, need_matplotlib, summarise, write_reports
 from bertfast.trials import LOG, POLL_SECONDS, Command, Stop, alone_in, end, reason_of, score_name_of, score_of, seconds_of, start
 
@@ -64,7 +64,7 @@ class Sweep:
         self.folder = Path(config.bertfast.run.model_dir)
         self._optuna = need_optuna()
         need_matplotlib()
-        self.base = _base_of(config)
+        self.base = base_of(config)
         self.settings = draw_settings(search.space, search.trials, config.bertfast.run.seed)
         from bertfast.sweep_checks import check_space  # and torch with it: what is wrong with flags or space has been told by now
 
@@ -254,16 +254,6 @@ class Sweep:
 
     def _folder_of(self, setting: int, seed: int) -> Path:
         return self.folder / TRIALS / f"{setting:03d}-seed-{seed}"
-
-
-def _base_of(config: Config) -> dict[str, Any]:
-    """What was given of a config. An eval_input that several tasks have by train_input's length alone is left to follow it."""
-    base = config.to_dict(defaults=False)
-    block = base["bertfast"]
-    length = {key: value for key, value in block["train_input"].items() if key == "max_sequence_length"}
-    if config.bertfast.multitask is not None and block["eval_input"] == length:
-        del block["eval_input"]
-    return base
 
 
 def _digest(value: Any) -> str:

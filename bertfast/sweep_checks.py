@@ -21,7 +21,7 @@ from bertfast.multitask_config import configs_of
 from bertfast.preflight import check_checkpoint, check_positions, check_tokenizer
 from bertfast.recipe_checks import optimizer_of
 from bertfast.resolve import resolve_batch_sizes
-from bertfast.search import Setting, Space, config_of
+from bertfast.search import Setting, Space, base_of, config_of
 from bertfast.sources import find_source
 from bertfast.tasks import Task, get_task
 from bertfast.validate import check_config
@@ -35,7 +35,7 @@ def check_space(base: Config, space: Space, settings: list[Setting], device: str
     Raises:
         ConfigError: naming the space, the setting and what the trainer would say to it, or that its scores could not be compared with others.
     """
-    raw, checks, wanted = base.to_dict(defaults=False), _Checks(device), _scores(base)
+    raw, checks, wanted = base_of(base), _Checks(device), _scores(base)
     for setting in settings:
         config = config_of(raw, space, setting)
         try:

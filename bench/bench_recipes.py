@@ -32,24 +32,26 @@ PARTS = ("further", "recipes", "documents", "speed")
 OWN_LIMIT = 3600  # seconds that one training may take
 TEXTS = {"sst2": "the task's own text", "wikitext2": "WikiText-2 (validation file)"}
 TOP_FOUR = [-1, -2, -3, -4]
+TOGETHER = "SST-2 and MNLI together, then SST-2"
 RECIPES = {  # what is added to the `bertfast` block
     "plain": {},
     "head: last 4 layers, concatenated": {"head": {"layers": TOP_FOUR}},
-    "head: last 4 layers, maximum": {"head": {"layers": TOP_FOUR, "layer_pooling": "max"}},
     "head: mean of the tokens": {"head": {"pooling": "mean"}},
-    "head: mean and maximum of the tokens": {"head": {"pooling": "mean_max"}},
-    "head: attention over the tokens": {"head": {"pooling": "attention"}},
-    "head: a hidden layer of 384": {"head": {"hidden_sizes": [384]}},
     "rates: decay 0.95 a layer": {"optimization": {"layer_learning_rate_decay": 0.95}},
-    "rates: decay 0.8 a layer": {"optimization": {"layer_learning_rate_decay": 0.8}},
-    "rates: 3 lowest layers frozen": {"optimization": {"frozen_layers": 3}},
     "rates: a layer more each 1/4 epoch": {"optimization": {"unfreeze_epochs": 0.25}},
-    "schedule: cosine": {"optimization": {"schedule": "cosine"}},
     "schedule: slanted triangular": {"optimization": {"schedule": "slanted_triangular"}},
     "loss: label smoothing 0.1": {"loss": {"label_smoothing": 0.1}},
-    "loss: balanced class weights": {"loss": {"class_weights": "balanced"}},
-    "loss: focal, gamma 2": {"loss": {"focal_gamma": 2.0}},
     "loss: R-Drop, weight 1": {"loss": {"r_drop": 1.0}},
+    TOGETHER: {},
+    "head: attention over the tokens": {"head": {"pooling": "attention"}},
+    "head: a hidden layer of 384": {"head": {"hidden_sizes": [384]}},
+    "rates: 3 lowest layers frozen": {"optimization": {"frozen_layers": 3}},
+    "loss: focal, gamma 2": {"loss": {"focal_gamma": 2.0}},
+    "loss: balanced class weights": {"loss": {"class_weights": "balanced"}},
+    "head: mean and maximum of the tokens": {"head": {"pooling": "mean_max"}},
+    "head: last 4 layers, maximum": {"head": {"layers": TOP_FOUR, "layer_pooling": "max"}},
+    "rates: decay 0.8 a layer": {"optimization": {"layer_learning_rate_decay": 0.8}},
+    "schedule: cosine": {"optimization": {"schedule": "cosine"}},
 }
 STRATEGIES = {
     "head": {"strategy": "head"},
@@ -160,23 +162,24 @@ def tuned(options: Any, folder: Path, name: str, checkpoint: str, recipe: dict[s
 
 
 def measure_recipes(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
-    """SST-2's accuracy by each recipe, over the seeds; last, after all of a training on SST-2 and MNLI together."""
-    for name, recipe in RECIPES.items():
-        yield tuned(options, folder, name, options.checkpoint, recipe)
-    glue = options.data / "glue"
-    if not (glue / "MNLI").is_dir():
-        return
-    config = config_of("sst2", glue, options.checkpoint, options, 5e-5)
+    """SST-2's accuracy by each recipe, over the seeds."""
+    for name in options.recipes:
+        checkpoint = trained_together(options, folder / "together") if name == TOGETHER else options.checkpoint
+        yield tuned(options, folder, name, checkpoint, RECIPES[name])
+
+
+def trained_together(options: Any, folder: Path) -> str:
+    """SST-2's model after a training on as many rows of SST-2 and of MNLI."""
+    sets = {"sst2": options.data / "glue" / "SST-2", "mnli": options.data / "glue" / "MNLI"}
+    config = config_of("", options.data, options.checkpoint, options, 5e-5)
     block = config["bertfast"]
-    sets = {"sst2": glue / "SST-2", "mnli": glue / "MNLI"}
     block["multitask"] = {
         "tasks": [{"task": task, "train_input": {"data_dir": str(place), "max_examples": options.rows}} for task, place in sets.items()]
     }
     del block["task"], block["eval_input"], block["train_input"]["data_dir"]
     block["run"]["epochs"] = 2
-    results = run("train", config, folder / "shared")
-    row = tuned(options, folder, "SST-2 and MNLI together, then SST-2", str(folder / "shared" / "run" / "model" / "sst2"), {})
-    yield row | {"train_seconds_before": results["training"]["train_seconds"]}
+    run("train", config, folder)
+    return str(folder / "run" / "model" / "sst2")
 
 
 # ---------------------------------------------------------------------------------------------------------------- long documents
@@ -264,6 +267,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="further: optimizer steps; left out: 150, or 2 with --quick")
     parser.add_argument("--tokens", type=int, help="further: tokens in a step; left out: 4096, or 512 with --quick")
     parser.add_argument("--rows", type=int, help="further and recipes: training rows of SST-2; left out: 4000, or 64 with --quick")
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--length", type=int, help="documents: max_sequence_length; left out: 128")
     parser.add_argument("--documents", type=int, help="documents: training rows; left out: 2000, or 32 with --quick")
     parser.add_argument("--eval_documents", type=int, help="documents: rows to evaluate on; left out: 1000, or 32 with --quick")

@@ -94,7 +94,7 @@ class RunConfig(Block):
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)  # share of all steps
     warmup_steps: int | None = Field(default=None, ge=0)  # optimizer steps; overrides warmup_ratio
     eval_steps: int | None = Field(default=None, ge=1)  # optimizer steps between evaluations; left out: each epoch
-    save_steps: int | None = Field(default=None, ge=1)  # optimizer steps between checkpoints; left out: at each evaluation
+    save_steps: int | None = Field(default=None, ge=1)  # optimizer steps between checkpoints, beside the one at each evaluation
     logging_steps: int = Field(default=10, ge=1)  # optimizer steps between log records
     keep_checkpoints: int = Field(default=2, ge=1)
     early_stopping_patience: int | None = Field(default=None, ge=1)  # evaluations without a better metric

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import time
 
@@ -76,5 +75,12 @@ def test_an_earlier_run_is_not_overwritten(task):
 def test_other_settings_do_not_resume(task):
     train(task)
     output = train(task, "--resume", "--set", "bertfast.run.seed=7", code=2)
-    assert "seed" in output
-    shutil.rmtree(task / "run")
+    assert "was written with seed = 42, this run has 7" in output
+    process = start(task, "--resume", ranks=2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0 and "was written with world_size = 1, this run has 2" in output and "Traceback" not in output
+    process = start(task, "--model_dir", "divided", "--set", "zero_optimization.stage=1", ranks=2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    output = train(task, "--model_dir", "divided", "--resume", "--set", "zero_optimization.stage=1", code=2)
+    assert "was written with world_size = 2, this run has 1" in output and "Traceback" not in output

@@ -66,7 +66,7 @@ class InputConfig(Block):
     batch_size: int = Field(default=32, ge=1)  # examples in a global batch, over all ranks and micro-steps
     planner: Literal["examples", "tokens"] = "examples"
     tokens_per_batch: int | None = Field(default=None, ge=2)  # the token budget of one micro-batch, for planner "tokens"
-    max_examples: int | None = Field(default=None, ge=1)  # a random subset of this size, chosen by run.seed
+    max_examples: int | None = Field(default=None, ge=1)  # a random subset of this size, by run.seed; an input_fn is told of it
     shuffle: bool = True
     cache_dir: str | None = None  # left out: $BERTFAST_CACHE, or ~/.cache/bertfast
     num_workers: int | None = Field(default=None, ge=1)  # tokenising processes; left out: one per core

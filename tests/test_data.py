@@ -236,7 +236,7 @@ def test_processes_that_build_at_once_do_not_meet(tmp_path, make_tokenizer):
     processes = [context.Process(target=_build, args=(str(tmp_path), make_tokenizer(), start, results)) for _ in range(3)]
     for process in processes:
         process.start()
-    contents = {results.get(timeout=120) for _ in processes}
+    contents = {results.get(timeout=300) for _ in processes}
     for process in processes:
         process.join()
     assert len(contents) == 1 and [process.exitcode for process in processes] == [0, 0, 0]

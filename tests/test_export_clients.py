@@ -76,7 +76,7 @@ def test_node_gives_the_same_answers(file, dtype, variant, modules, bundle, tmp_
     }
     (tmp_path / "request.json").write_text(json.dumps(request))
     command = ["node", str(Path(__file__).parent / "client.mjs"), str(tmp_path / "request.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     given = json.loads(done.stdout.splitlines()[-1])
     classifier = OnnxClassifier.from_bundle(bundle, variant)

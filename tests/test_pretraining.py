@@ -178,7 +178,7 @@ def test_masked_words_alone_packed_to_a_budget(task):
 def test_pre_training_without_its_block_says_so(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(write_task(tmp_path)))
     process: subprocess.Popen = start(tmp_path, *PRETRAIN)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 2 and "there is no bertfast.pretrain block" in output
 
 

@@ -61,7 +61,7 @@ def test_sigterm_saves_and_leaves(task):
     while process.poll() is None and not (log.is_file() and log.read_text()):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 143 and "--resume" in output
     assert list((task / "run" / "checkpoints").glob("step-*"))
 

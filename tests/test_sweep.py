@@ -209,7 +209,7 @@ def started(tmp_path, base):
 def test_a_sweep_that_was_stopped_goes_on(tmp_path, base, number, code, words):
     process = started(tmp_path, base)
     process.send_signal(number)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == code and words in told
     before = starts(tmp_path)
     assert before == ["000-seed-5", "001-seed-5"] or before == ["001-seed-5", "000-seed-5"]

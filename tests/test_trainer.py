@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(task):
 def test_a_loss_that_is_not_finite_stops_both_ranks_in_step(task):
     settings = ("--set", "optimizer.params.lr=1e30", "--set", "bertfast.run.warmup_steps=0", "--set", "gradient_clipping=0.0")
     process = start(task, *settings, ranks=2)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "not finite at step" in output and "train.tsv" in output
     assert "exit code -15" not in output and "SIGTERM" not in output, "one rank had to be ended by the launcher"

@@ -150,7 +150,7 @@ def recipes_table(rows: Sequence[Row]) -> list[str]:
                 f"{row['accuracy']['mean']:.4f}",
                 "" if row["accuracy"]["std"] is None else f"{row['accuracy']['std']:.4f}",
                 len(row["accuracy"]["values"]),
-                row["train_seconds"],
+                row.get("note") or row["train_seconds"],
                 f"{row['tokens']:,}" if "tokens" in row else "",
             )
             for row in of_suite(rows, "recipes", "accuracy")

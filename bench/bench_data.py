@@ -24,9 +24,10 @@ from pathlib import Path
 
 from bench.harness import ROOT, keep, provenance, quartiles
 from bench.intervals import Ratio, take_turns, timing_rows
-from bertfast.config import InputConfig
-from bertfast.data import RawSplit, encode, load_split
-from bertfast.tokenizing import tokenise
+from bertfast.config.blocks import InputConfig
+from bertfast.data.load import encode
+from bertfast.data.tokenizing import tokenise
+from bertfast.readers.splits import RawSplit, load_split
 
 LENGTH = 128
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "pyarrow", "deepspeed")

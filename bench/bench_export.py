@@ -31,9 +31,10 @@ from bench.intervals import MIN_ROUNDS, Ratio, significant, take_turns, timing_r
 from bench.workloads import write_model
 
 try:
-    from bertfast_export.classifier import FILES, OnnxClassifier
+    from bertfast_export.classifier import OnnxClassifier
+    from bertfast_export.contract import VARIANTS
+    from bertfast_export.judge.trial import run_cases
     from bertfast_export.runtime import open_session
-    from bertfast_export.verify import run_cases
 except ModuleNotFoundError as missing:
     raise SystemExit(f"export: needs {missing.name}, which is not installed: pip install 'bertfast[export]'") from None
 
@@ -97,18 +98,19 @@ def compare(contenders: dict[str, Callable[[], object]], rounds: int, common: di
 
 def write_graphs(folder: Path, checkpoint: str) -> None:
     """The graphs of a checkpoint with no judgement passed on them, under the names of a bundle's files."""
-    from bertfast.model import BertClassifier
-    from bertfast_export.graph import Network, portable_graph
-    from bertfast_export.optimize import fused_graph
-    from bertfast_export.quantize import Recipe, measure, quantized_graph
-    from bertfast_export.writer import save_model
+    from bertfast.model.bert import BertClassifier
+    from bertfast_export.graphs.fused import fused_graph
+    from bertfast_export.graphs.network import portable_graph
+    from bertfast_export.graphs.operators import Network
+    from bertfast_export.graphs.quantized import Recipe, measure, quantized_graph
+    from bertfast_export.graphs.writer import save_model
 
     network = Network.of(BertClassifier.from_pretrained(checkpoint).eval())
     ids = np.random.default_rng(0).integers(1000, network.config.vocab_size, (8, 64))
     sample = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    save_model(portable_graph(network), folder / FILES["portable"])
-    save_model(fused_graph(network), folder / FILES["optimized"])
-    save_model(quantized_graph(network, measure(network, [sample]), Recipe("all products")), folder / FILES["int8"])
+    save_model(portable_graph(network), folder / VARIANTS["portable"])
+    save_model(fused_graph(network), folder / VARIANTS["optimized"])
+    save_model(quantized_graph(network, measure(network, [sample]), Recipe("all products")), folder / VARIANTS["int8"])
 
 
 def optimum_graph(folder: Path, checkpoint: str) -> dict[str, Path]:
@@ -129,7 +131,7 @@ def agreement_of(bundle: Path) -> dict[str, float]:
     except FileNotFoundError:
         return {}
     found = {}
-    for variant, file in FILES.items():
+    for variant, file in VARIANTS.items():
         splits = verdicts.get(file, {}).get("data", {}).values()
         if splits:
             found[variant] = min(split["agreement"] for split in splits)
@@ -141,7 +143,7 @@ def latency(bundle: Path, arguments: argparse.Namespace, others: dict[str, Path]
     runs = {"torch eager": eager(arguments.checkpoint)}
     if arguments.compile:
         runs["torch.compile"] = eager(arguments.checkpoint, compiled=True)
-    files = {name: bundle / file for name, file in FILES.items() if (bundle / file).is_file() and name != "fp16"}
+    files = {name: bundle / file for name, file in VARIANTS.items() if (bundle / file).is_file() and name != "fp16"}
     runs |= {name: onnx_file(path, arguments.threads) for name, path in (files | others).items()}
     agreement, rng, rows = agreement_of(bundle), np.random.default_rng(arguments.seed), []
     for batch, width in (map(int, shape.split("x")) for shape in arguments.shapes):
@@ -165,7 +167,7 @@ def throughput(bundle: Path, arguments: argparse.Namespace) -> list[dict[str, An
             model(dict(tokenizer(texts[begin : begin + 32], padding=True, truncation=True, return_tensors="np")))
 
     contenders: dict[str, Callable[[], object]] = {"torch eager, padded to the longest": loop}
-    for name, file in FILES.items():
+    for name, file in VARIANTS.items():
         if name != "fp16" and (bundle / file).is_file():
             classifier = OnnxClassifier.from_bundle(bundle, name, threads=arguments.threads)
             contenders[f"predict --onnx, {name}"] = lambda classifier=classifier: classifier.logits(texts)
@@ -186,7 +188,7 @@ def commands(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         answers = str(Path(scratch) / "answers.jsonl")
         padded = process("-c", _PADDED, arguments.checkpoint, arguments.command, answers, str(arguments.threads))
         contenders = {"a loop of transformers, padded to the longest": padded}
-        for name, file in FILES.items():
+        for name, file in VARIANTS.items():
             if name != "fp16" and (Path(arguments.bundle) / file).is_file():
                 command = ("-m", "bertfast", "predict", "--onnx", arguments.bundle, "--variant", name, "--input", arguments.command)
                 contenders[f"bertfast predict --onnx, {name}"] = process(*command, "--output", answers)

@@ -82,7 +82,7 @@ def _synchronize(device: str) -> None:
 
 def measure_busy(options: argparse.Namespace, rates: dict[str, float]) -> Iterator[Row]:
     """Kernels' milliseconds a step from the profiler, which slows the host, over a step's without it; and the profiler's own share."""
-    from bertfast.profiling import busy_and_whole, shares_of, step_profiler
+    from bertfast.reporting.profiling import busy_and_whole, shares_of, step_profiler
 
     for precision in options.precisions:
         for peer in peers_for(options.device, [OURS[precision], PLAIN[precision]]):
@@ -160,8 +160,8 @@ def measure_losses(options: argparse.Namespace, rates: dict[str, float]) -> Iter
 
 def measure_epochs(options: argparse.Namespace, rates: dict[str, float]) -> Iterator[Row]:
     """One epoch of the trainer, and where its seconds go."""
-    from bertfast.config import load_config
-    from bertfast.trainer import Trainer
+    from bertfast.config.load import load_config
+    from bertfast.training.trainer import Trainer
 
     class Timed(Trainer):
         """Notes the host's seconds in evaluating and in saving; what is left of `fit` is steps, and starting."""

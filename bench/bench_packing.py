@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertfast.planning import Plan, plan_examples, plan_tokens
+from bertfast.packing.plans import Plan, plan_examples, plan_tokens
 
 BUDGETS = (128, 512, 4096, 16384)  # tokens; those below the longest example are left out
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

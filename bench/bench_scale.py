@@ -30,8 +30,8 @@ from bench.harness import keep, provenance
 from bench.intervals import MIN_ROUNDS, Ratio, paired_ratio, significant, take_turns, timing_rows
 from bench.peers import PEERS, bertfast_config, build, peers_for
 from bench.workloads import MODELS, Examples, lengths_of, network_of, origin_of, write_model
-from bertfast.memory import estimate_memory
-from bertfast.planning import plan_examples, plan_tokens
+from bertfast.engine.memory import estimate_memory
+from bertfast.packing.plans import plan_examples, plan_tokens
 
 PACKAGES = ("torch", "transformers", "deepspeed", "numpy")
 PARTS = ("cost", "overhead", "zero", "parallel")
@@ -123,9 +123,11 @@ def zero_rank(rank: int, ranks: int, port: int, stage: int, folder: str, results
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     from bench.contest import _peak_resident, _resident
-    from bertfast.engine import build_engine, join_ranks, start_ranks
-    from bertfast.model import BertClassifier, loss_sum
-    from bertfast.resolve import resolve_batch_sizes
+    from bertfast.config.resolve import resolve_batch_sizes
+    from bertfast.engine.build import build_engine, join_ranks
+    from bertfast.engine.ranks import start_ranks
+    from bertfast.model.bert import BertClassifier
+    from bertfast.model.losses import loss_sum
 
     started = start_ranks("cpu", 1)
     join_ranks(started)
@@ -168,7 +170,7 @@ def measure_zero(options: argparse.Namespace, ranks: int = 2) -> Iterator[dict[s
 
 
 def _parameters(folder: str) -> list[torch.nn.Parameter]:
-    from bertfast.model import BertClassifier
+    from bertfast.model.bert import BertClassifier
 
     return list(BertClassifier.from_pretrained(folder).parameters())
 

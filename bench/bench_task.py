@@ -28,13 +28,13 @@ import torch
 
 from bench.harness import keep, provenance
 from bench.intervals import Ratio, timing_rows, turns
-from bertfast.config import load_config
-from bertfast.data import EncodedDataset, load_dataset_for
-from bertfast.engine import start_ranks
-from bertfast.metrics import compute_metrics
-from bertfast.optim import linear_schedule, parameter_groups
-from bertfast.planning import plan_examples, plan_sequential
-from bertfast.tasks import get_task
+from bertfast.config.load import load_config
+from bertfast.data.load import EncodedDataset, load_dataset_for
+from bertfast.engine.optimizer import linear_schedule, parameter_groups
+from bertfast.engine.ranks import start_ranks
+from bertfast.packing.plans import plan_examples, plan_sequential
+from bertfast.tasks.catalogue import get_task
+from bertfast.tasks.metrics import compute_metrics
 
 SETTINGS = {  # task: folder, training rows (None: all), epochs
     "sst2": ("SST-2", 16_000, 1),
@@ -98,8 +98,8 @@ class Turns:
 
 def run_bertfast(run: Run, bf16: bool, pipe: Connection) -> dict[str, Any]:
     """Fine-tune with bertfast's own trainer, which is made to wait for its turns."""
-    from bertfast.batches import compute_logits
-    from bertfast.trainer import Trainer
+    from bertfast.training.batches import compute_logits
+    from bertfast.training.trainer import Trainer
 
     class TakingTurns(Trainer):
         turns: Turns | None = None

@@ -125,7 +125,7 @@ def _work(peer: Peer, job: Job, pipe: Connection) -> None:
 
 def _keep_freed_memory() -> None:
     """The allocator setting that bertfast makes for itself, for its peers too: what is compared is the training."""
-    from bertfast.engine import start_ranks
+    from bertfast.engine.ranks import start_ranks
 
     start_ranks("cpu" if not torch.cuda.is_available() else None, None)
 
@@ -174,7 +174,7 @@ class _Worker:
 
     def _where(self) -> dict[str, float]:
         """Shares of a step's time by kind of work."""
-        from bertfast.profiling import shares_of, step_profiler
+        from bertfast.reporting.profiling import shares_of, step_profiler
 
         with step_profiler(self.on_gpu) as profiler:
             for batch in self.batches[:2]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertfast.packing import PackedBatch
+from bertfast.packing.batch import PackedBatch
 
 LEARNING_RATE, WEIGHT_DECAY, TOTAL_STEPS = 5e-5, 0.01, 10_000
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -138,7 +138,7 @@ def _features(device: str) -> Callable[[PackedBatch], dict[str, Tensor]]:
 
 
 def _optimizer(model: nn.Module, fused: bool = True) -> tuple[torch.optim.Optimizer, Any]:
-    from bertfast.optim import linear_schedule, parameter_groups
+    from bertfast.engine.optimizer import linear_schedule, parameter_groups
 
     optimizer = torch.optim.AdamW(parameter_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE, fused=fused or None)
     return optimizer, linear_schedule(0, TOTAL_STEPS)(optimizer)
@@ -188,7 +188,8 @@ def _transformers(peer: Peer, folder: Path, device: str) -> Contender:
 
 
 def _deepspeed(peer: Peer, folder: Path, batch_size: int, device: str) -> Contender:
-    from bertfast.engine import join_ranks, start_ranks
+    from bertfast.engine.build import join_ranks
+    from bertfast.engine.ranks import start_ranks
 
     join_ranks(start_ranks("cpu" if device == "cpu" else "gpu", None))
     import deepspeed
@@ -214,7 +215,7 @@ def _deepspeed(peer: Peer, folder: Path, batch_size: int, device: str) -> Conten
 
 def _bits(device: str) -> Callable[[], Any]:
     """Dropout's bits of one step after the other, as the trainer makes them."""
-    from bertfast.model import RandomBits
+    from bertfast.model.bert import RandomBits
 
     count = iter(range(10**9))
     if device != "cpu":
@@ -224,7 +225,7 @@ def _bits(device: str) -> Callable[[], Any]:
 
 def bertfast_config(folder: Path, batch_size: int, precision: str = "fp32", peer: Peer | None = None, device: str = "cpu") -> Any:
     """The config that a user of the same recipe would write; with what `peer` asks for."""
-    from bertfast.config import load_config
+    from bertfast.config.load import load_config
 
     return load_config(
         {
@@ -244,11 +245,13 @@ def bertfast_config(folder: Path, batch_size: int, precision: str = "fp32", peer
 
 
 def _bertfast(peer: Peer, folder: Path, batch_size: int, device: str) -> Contender:
-    from bertfast.buckets import bucket_of, padded
-    from bertfast.engine import build_engine, start_ranks
-    from bertfast.graphs import COMMON_AFTER, graphs_for
-    from bertfast.model import BertClassifier, loss_sum
-    from bertfast.resolve import resolve_batch_sizes
+    from bertfast.config.resolve import resolve_batch_sizes
+    from bertfast.engine.build import build_engine
+    from bertfast.engine.cuda_graphs import COMMON_AFTER, graphs_for
+    from bertfast.engine.ranks import start_ranks
+    from bertfast.model.bert import BertClassifier
+    from bertfast.model.losses import loss_sum
+    from bertfast.packing.buckets import bucket_of, padded
 
     config = bertfast_config(folder, batch_size, peer.precision, peer, device)
     ranks, sizes = start_ranks("cpu" if device == "cpu" else "gpu", None), resolve_batch_sizes(config, 1)
@@ -274,8 +277,9 @@ def _bertfast(peer: Peer, folder: Path, batch_size: int, device: str) -> Contend
 
 
 def _bertfast_loop(peer: Peer, folder: Path, device: str) -> Contender:
-    from bertfast.engine import start_ranks
-    from bertfast.model import BertClassifier, loss_sum
+    from bertfast.engine.ranks import start_ranks
+    from bertfast.model.bert import BertClassifier
+    from bertfast.model.losses import loss_sum
 
     start_ranks("cpu" if device == "cpu" else "gpu", None)  # the same threads and allocator as with DeepSpeed
     model = BertClassifier.from_pretrained(str(folder)).to(device).train()

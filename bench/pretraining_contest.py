@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from bench.intervals import take_turns
-from bertfast.config import load_config
+from bertfast.config.load import load_config
 
 CONTENDERS = (
     "transformers fp32",
@@ -73,8 +73,8 @@ class Step(NamedTuple):
 
 def bertfast_steps(job: Job, bf16: bool, folder: str) -> Iterator[Step]:
     """The steps of bertfast's own trainer."""
-    from bertfast.pretraining import Pretrainer
-    from bertfast.steps import LossWatch
+    from bertfast.training.guards import LossWatch
+    from bertfast.training.pretraining import Pretrainer
 
     trainer = Pretrainer(load_config(job.config(bf16, folder)), device="cpu")
     trainer._prepare()
@@ -88,8 +88,8 @@ def transformers_steps(job: Job, bf16: bool, full_blocks: bool, folder: str) -> 
     """The steps of a plain loop around BertForMaskedLM."""
     from transformers import AutoTokenizer, BertForMaskedLM, DataCollatorForLanguageModeling
 
-    from bertfast.optim import linear_schedule, parameter_groups
-    from bertfast.planning import plan_examples
+    from bertfast.engine.optimizer import linear_schedule, parameter_groups
+    from bertfast.packing.plans import plan_examples
 
     examples = examples_of(job, folder)
     if full_blocks:
@@ -121,8 +121,8 @@ def transformers_steps(job: Job, bf16: bool, full_blocks: bool, folder: str) -> 
 
 def examples_of(job: Job, folder: str) -> list[np.ndarray]:
     """bertfast's examples of the text, before they are masked: ids with [CLS] and [SEP]."""
-    from bertfast.engine import Ranks
-    from bertfast.pretraining import PretrainingLoader
+    from bertfast.engine.ranks import Ranks
+    from bertfast.training.pretraining import PretrainingLoader
 
     loader = PretrainingLoader(load_config(job.config(False, folder)), Ranks(0, 1, torch.device("cpu")))
     data = loader.training_set(loader.tokenizer())
@@ -146,7 +146,7 @@ def blocks_of(examples: Sequence[np.ndarray], length: int) -> list[np.ndarray]:
 def work(name: str, job: Job, pipe: Connection) -> None:
     """The process of one contender. It answers the number of a round with its seconds for 1,000 real tokens; "facts" with facts."""
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    from bertfast.engine import start_ranks
+    from bertfast.engine.ranks import start_ranks
 
     start_ranks("cpu", None)  # the same threads and allocator for all
     tokens, losses = 0, []

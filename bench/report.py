@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.harness import ROOT
 from bench.intervals import Ratio
-from bertfast.atomic import replacing
+from bertfast.storage.files import replacing
 
 BEGIN, END = "<!-- bench:begin (python -m bench.report writes what follows) -->", "<!-- bench:end -->"
 RESULTS = ROOT / "bench" / "results"

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.bench_packing import SUMMARIES, read_histograms, synthetic_histogram
-from bertfast.packing import PackedBatch
-from bertfast.planning import plan_examples
+from bertfast.packing.batch import PackedBatch
+from bertfast.packing.plans import plan_examples
 
 LENGTHS = {"sst2": ("sst2_train", 128), "mnli": ("mnli_dev_matched", 128), "imdb": ("imdb_train", 512)}  # histogram, max_sequence_length
 FIXED = ("fixed128", "fixed512")

@@ -3,6 +3,8 @@
 The command line prints the message alone (no traceback) and exits with `exit_code`.
 """
 
+from __future__ import annotations
+
 
 class BertfastError(Exception):
     """A fault in what bertfast was given; its message is meant for the user."""

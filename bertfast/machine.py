@@ -1,4 +1,4 @@
-"""What of this machine a process may use."""
+"""What of this machine a process may use, and its place among the processes that a launcher started."""
 
 from __future__ import annotations
 
@@ -10,3 +10,13 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux alone
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def rank() -> int:
+    """This process's number among all that the launcher started; 0 without a launcher."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+
+
+def world_size() -> int:
+    """How many processes the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE") or 1)

@@ -13,6 +13,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow, so that `make check` can leave it out: tests beside whole runs, and kernels under Triton's interpreter."""
+    for item in items:
+        if any(getattr(value, "__module__", None) == "tests.support.runs" for value in vars(item.module).values()):
+            item.add_marker("runs")
+        if "device" in item.fixturenames:
+            item.add_marker("interpreted")
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Real data sets: the folder that BERTFAST_DATA names."""
@@ -29,7 +38,7 @@ def models_dir() -> Path:
 def device():
     """Where the Triton kernels run, with the backend "triton" chosen: the GPU, or the CPU under Triton's interpreter."""
     from bertfast_kernels import use_backend
-    from bertfast_kernels._triton import HAS_TRITON, is_interpreting
+    from bertfast_kernels.primitives.lazy_triton import HAS_TRITON, is_interpreting
 
     on_gpu = torch.cuda.is_available()
     if not HAS_TRITON or not (on_gpu or is_interpreting()):

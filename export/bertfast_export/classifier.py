@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertfast.data import Encode, TokenBlock, backend_encoder
 from bertfast.errors import DataError, ExportError
-from bertfast.tokenizing import Encode, TokenBlock, backend_encoder
+from bertfast_export.contract import VARIANTS
 from bertfast_export.runtime import CPU, input_types, open_session
 
 # n texts, B batch, S sequence, C classes
 
-FILES = {"portable": "model.onnx", "optimized": "model_optimized.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
 _BATCH_SIZE = 32
 _BATCH_TOKENS = 2048  # beyond, a larger batch is no faster and takes more memory
 _BLOCK = 4096  # texts that are tokenised and sorted by length at a time
@@ -139,7 +139,7 @@ def _model_file(folder: Path, variant: str | None, provider: str) -> Path:
         raise ExportError(f"{folder}: there is no verification.json there; give a folder that bertfast export wrote") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{folder}: its verification.json cannot be read ({error}); export it again") from None
-    there = {name: file for name, file in FILES.items() if file in files}
+    there = {name: file for name, file in VARIANTS.items() if file in files}
     if not there:
         raise ExportError(f"{folder}: has no model at its top; a Triton model repository is served, not loaded")
     usual = ("fp16", "optimized", "portable", "int8") if provider != CPU else ("optimized", "portable", "int8", "fp16")

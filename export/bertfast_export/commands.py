@@ -15,9 +15,9 @@ from bertfast_export.runtime import CPU, check_onnx, check_wheels
 if TYPE_CHECKING:
     from transformers import BertConfig
 
+    from bertfast.checks import Found
     from bertfast.config import Config
     from bertfast.tasks import Task
-    from bertfast.validate import Found
     from bertfast_export.classifier import OnnxClassifier
 
 _PROVIDERS = {"gpu": ["CUDAExecutionProvider", CPU], "cpu": [CPU], None: [CPU]}
@@ -32,9 +32,8 @@ def check() -> None:
 def check_training(block: BertfastConfig) -> None:
     """Raise where the export that a training config asks for cannot be made; see `check_planned`."""
     check()
-    from bertfast.engine import model_folder
-    from bertfast.weights import read_config, resolve_folder
-    from bertfast_export.planned import check_planned
+    from bertfast.weights import model_folder, read_config, resolve_folder
+    from bertfast_export.bundle import check_planned
 
     check_planned(block, read_config(resolve_folder(model_folder(block.model.checkpoint))))
 
@@ -42,17 +41,16 @@ def check_training(block: BertfastConfig) -> None:
 def describe_training(config: Config, checkpoint: tuple[Path, BertConfig]) -> Found:
     """A row for `bertfast validate`: what the export after training will do."""
     check()
-    from bertfast.validate import Found
-    from bertfast_export.planned import check_planned
+    from bertfast.checks import Found
+    from bertfast_export.bundle import check_planned
 
     return Found(True, *check_planned(config.bertfast, checkpoint[1]))
 
 
 def export(arguments: Namespace, block: BertfastConfig | None, say: Callable[[str], None]) -> None:
     """`bertfast export`; see `export_bundle` for what it raises."""
-    from bertfast_export.bundle import export_bundle
-    from bertfast_export.examples import configured, from_file
-    from bertfast_export.source import VARIANTS, Options, Source
+    from bertfast_export.bundle import Source, configured, export_bundle, from_file
+    from bertfast_export.contract import VARIANTS, Options
 
     named = tuple(part.strip() for part in arguments.variants.split(",")) if arguments.variants else tuple(VARIANTS)
     options = Options(named, arguments.opset, arguments.integers, arguments.layout, arguments.max_sequence_length, arguments.packed)
@@ -71,10 +69,8 @@ def export(arguments: Namespace, block: BertfastConfig | None, say: Callable[[st
 
 def export_after_training(block: BertfastConfig, say: Callable[[str], None]) -> None:
     """The export that a training config asks for."""
-    from bertfast_export.bundle import export_bundle
-    from bertfast_export.examples import configured
-    from bertfast_export.planned import bundle_folder
-    from bertfast_export.source import Options
+    from bertfast_export.bundle import bundle_folder, configured, export_bundle
+    from bertfast_export.contract import Options
 
     asked = block.export
     options = Options(asked.variants, asked.opset, asked.integers, asked.layout)
@@ -83,8 +79,7 @@ def export_after_training(block: BertfastConfig, say: Callable[[str], None]) -> 
 
 def verify(arguments: Namespace, block: BertfastConfig | None, say: Callable[[str], None]) -> None:
     """`bertfast verify`; see `verify_bundle` for what it raises."""
-    from bertfast_export.bundle import bundle_block, verify_bundle
-    from bertfast_export.examples import configured, from_file
+    from bertfast_export.bundle import bundle_block, configured, from_file, verify_bundle
 
     with TemporaryDirectory(prefix="bertfast-") as scratch:
         data = from_file(block or bundle_block(arguments.folder), arguments.input, scratch) if arguments.input else configured(block)
@@ -97,8 +92,8 @@ def load(folder: str, variant: str | None, device: str | None) -> tuple[OnnxClas
     Raises:
         ExportError: no bundle is there, or it cannot be used.
     """
-    from bertfast.pretrained import task_of_model
     from bertfast.tasks import get_task
+    from bertfast.weights import task_of_model
     from bertfast_export.bundle import bundle_block
     from bertfast_export.classifier import OnnxClassifier
 

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 
-from bertfast_kernels._triton import HAS_TRITON, Launch, is_interpreting, jitted, load_triton
-from bertfast_kernels.attention import variants as attention_variants
+from bertfast_kernels.attention.op import variants as attention_variants
 from bertfast_kernels.cross_entropy import variants as cross_entropy_variants
-from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.embedding import variants as embedding_variants
 from bertfast_kernels.gelu import variants as gelu_variants
 from bertfast_kernels.layer_norm import variants as layer_norm_variants
+from bertfast_kernels.primitives.lazy_triton import HAS_TRITON, Launch, is_interpreting, jitted, load_triton
+from bertfast_kernels.shapes import EncoderShape
 
 VARIANTS = (embedding_variants, attention_variants, layer_norm_variants, gelu_variants, cross_entropy_variants)
 
@@ -59,36 +59,6 @@ TARGETS = {
     "sm_100": Target("sm_100", "cuda", 100, 32, 227 * 1024, 255, 65536),
     "gfx942": Target("gfx942", "hip", "gfx942", 64, 64 * 1024, 512, 131072),
 }
-
-
-@dataclass(frozen=True)
-class EncoderShape:
-    """What of an encoder and its training decides which kernels it launches."""
-
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    heads: int = 12
-    head_size: int = 64
-    vocab: int = 30522
-    dtype: torch.dtype = torch.bfloat16
-    dropout: float = 0.1
-    trains_without_dropout: bool = False  # in some of its ops, where `dropout` is that of the others
-    max_seqlen: int = 512
-    positions: int = 512
-    segments: int = 2
-    num_labels: int | None = 2  # classes of the cross entropy; None where there is none, as for a regression
-    gelu: str = "none"
-    wgmma: bool = True  # attention's tiles are those of a GPU whose tensor cores read from shared memory
-
-    def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """A tensor of that shape, of the encoder's dtype unless told, that takes no memory."""
-        return torch.empty(shape, dtype=dtype or self.dtype, device="meta")
-
-    def dropouts(self, rows: int = 64) -> list[Dropout]:
-        """The dropouts of its runs: none, as in evaluation, and that of training, with int32 ids of `rows` rows."""
-        ids = self.tensor(rows, dtype=torch.int32)
-        training = Dropout(self.dropout, 1, self.tensor(2, dtype=torch.int64), ids, ids)
-        return [Dropout(0.0), training] if self.dropout > 0 else [Dropout(0.0)]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from bertfast_kernels import reference, tiling
-from bertfast_kernels._triton import Launch, jit, launch, record_launches, tl
 from bertfast_kernels.dispatch import takes_triton
+from bertfast_kernels.primitives.lazy_triton import Launch, jit, launch, record_launches, tl
 
 if TYPE_CHECKING:
-    from bertfast_kernels.compile import EncoderShape
+    from bertfast_kernels.shapes import EncoderShape
 
 # B rows, C classes; in a kernel: a tile of ROWS rows and WIDTH columns
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from bertfast_kernels import reference, tiling
-from bertfast_kernels._partials import sum_partials
-from bertfast_kernels._triton import Launch, jit, launch, multiprocessors, record_launches, tl
 from bertfast_kernels.dispatch import takes_triton
+from bertfast_kernels.primitives.lazy_triton import Launch, jit, launch, multiprocessors, record_launches, tl
+from bertfast_kernels.primitives.partials import sum_partials
 
 if TYPE_CHECKING:
-    from bertfast_kernels.compile import EncoderShape
+    from bertfast_kernels.shapes import EncoderShape
 
 # T tokens, F feed-forward; in a kernel: a tile of ROWS rows and WIDTH columns
 

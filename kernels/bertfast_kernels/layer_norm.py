@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from bertfast_kernels import reference, tiling
-from bertfast_kernels._partials import sum_partials
-from bertfast_kernels._philox import dropout_numbers, keep_tile, load_key
-from bertfast_kernels._triton import Launch, jit, launch, multiprocessors, record_launches, tl
 from bertfast_kernels.dispatch import takes_triton
 from bertfast_kernels.dropout import Dropout
+from bertfast_kernels.primitives.lazy_triton import Launch, jit, launch, multiprocessors, record_launches, tl
+from bertfast_kernels.primitives.partials import sum_partials
+from bertfast_kernels.primitives.philox import dropout_numbers, keep_tile, load_key
 
 if TYPE_CHECKING:
-    from bertfast_kernels.compile import EncoderShape
+    from bertfast_kernels.shapes import EncoderShape
 
 # T tokens, D hidden; in a kernel: ROWS rows, each cut into PIECES pieces of WIDTH columns (a tuple of tiles [ROWS, WIDTH])
 

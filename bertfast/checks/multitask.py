@@ -1,0 +1,69 @@
+"""The checks of `bertfast validate` for a config of several tasks."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from bertfast.checks.data import check_inputs
+from bertfast.checks.recipe import check_loss
+from bertfast.checks.step import STEP_EXAMPLES, step_facts
+from bertfast.checks.table import Check, Checks, Found
+from bertfast.config import Config, LossConfig, task_configs
+from bertfast.data import EncodedDataset, MixtureSet
+from bertfast.model import Loss, MultitaskClassifier, among_others, mixed_loss
+from bertfast.packing import Plan
+from bertfast.tasks import Task
+from bertfast.weights import model_folder
+from bertfast.wording import counted
+
+
+def check_tasks(
+    checks: Checks, config: Config, tokenizer: Any, checkpoint: Any
+) -> tuple[MixtureSet | None, MultitaskClassifier | None, list[Loss | None]]:
+    """Every split of every task, its loss, and the weights; gives the training data, the model and each task's loss, or None where they
+    cannot be had."""
+    sets, tasks, losses = [], [], []
+    for name, part in task_configs(config).items():
+        own = Checks()
+        train, task = check_inputs(own, part, tokenizer, checkpoint)
+        losses.append(own.make("loss", partial(_check_loss, config.bertfast.loss), task, train))
+        checks.rows += [Check(f"{name}: {row.name}", row.result, row.detail) for row in own.rows]
+        sets.append(train)
+        tasks.append(task)
+    settings = config.bertfast
+    mixture = None
+    if all(part is not None for part in sets):
+        mixture = MixtureSet(sets, settings.multitask.sampling, settings.run.seed, settings.train_input.shuffle)
+    model = checks.make("weights", lambda *_: _check_weights(config, tasks), checkpoint, *tasks)
+    return mixture, model, losses
+
+
+def check_step(config: Config, model: MultitaskClassifier, plan: Plan, train: MixtureSet, *losses: Loss) -> Found:
+    """One forward and backward pass of a few examples of the first micro-batch, packed, in float32 on the CPU."""
+    settings = config.bertfast
+    batch = train.training_batch(plan.micro_batches(0, 0)[0][:STEP_EXAMPLES], 0)
+    n, held = len(batch.example_ids), ", ".join(f"{task.name} {count}" for task, count in zip(model.tasks, batch.task_counts, strict=True))
+    examples = ", ".join(train.where(index) for index in batch.example_ids.tolist())
+    batch = batch.twice() if settings.loss.r_drop else batch
+    model.train()
+    loss = mixed_loss(model(batch), batch, losses, [task.weight for task in settings.multitask.tasks]) / n
+    shown = step_facts(model, loss, examples)
+    return Found(loss.item(), f"{counted(n, 'example')} ({held}), {batch.num_tokens} tokens: loss {loss.item():.3f}, {shown}")
+
+
+def _check_loss(block: LossConfig, task: Task, train: EncodedDataset) -> Found:
+    return check_loss(among_others(block, task.is_regression), task, train)
+
+
+def _check_weights(config: Config, tasks: list[Any]) -> Found:
+    block = config.bertfast
+    torch.manual_seed(block.run.seed)
+    model = MultitaskClassifier.from_pretrained(model_folder(block.model.checkpoint), tasks, block.head, block.model.strict)
+    parameters, report = int(np.sum([parameter.numel() for parameter in model.parameters()])), model.load_report
+    left_out = [name for name in report.missing if name not in report.made_anew]
+    warning = "some of the encoder's weights are not from the checkpoint" if left_out or report.misshapen else ""
+    return Found(model, f"{report.summary()}; {parameters:,} parameters", warning)

@@ -1,0 +1,86 @@
+"""The checks of a config with a pretrain block."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bertfast.checks.recipe import check_optimizer
+from bertfast.checks.step import STEP_EXAMPLES, check_memory, check_plan, step_facts
+from bertfast.checks.table import Checks, Found
+from bertfast.config import BatchSizes, Config, HeadConfig, LossConfig, TruncationConfig
+from bertfast.data import PretrainingSet
+from bertfast.engine import Precision, Ranks
+from bertfast.model import BertPretrainer
+from bertfast.packing import Plan
+from bertfast.training import PretrainingLoader, pretraining_loss
+from bertfast.wording import counted
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+_NOT_OF_PRETRAINING = {"head": HeadConfig(), "truncation": TruncationConfig(), "loss": LossConfig()}
+
+
+def check_pretraining(
+    checks: Checks,
+    config: Config,
+    device: str,
+    precision: Precision | None,
+    sizes: BatchSizes | None,
+    checkpoint: tuple[Path, BertConfig] | None,
+    tokenizer: Any,
+) -> None:
+    """All checks of a config with a `pretrain` block that come after its tokenizer's."""
+    loader = PretrainingLoader(config, Ranks(0, 1, torch.device("cpu")))
+    train = checks.make("text: train", partial(_check_text, config, loader.training_set), tokenizer, checkpoint)
+    checks.make("text: held out", partial(_check_held_out, config, loader), tokenizer, checkpoint)
+    model = checks.make("weights", partial(_check_weights, config, loader), checkpoint)
+    plan = checks.make("packing", check_plan, config, sizes, train)
+    checks.make("optimizer", partial(check_optimizer, config, device), precision, sizes, plan, model)
+    checks.make("one step", _check_step, model, plan, train)
+    checks.make("memory per rank", check_memory, config, precision, model, plan, train)
+
+
+def _check_text(config: Config, load: Any, tokenizer: Any, checkpoint: tuple[Path, BertConfig]) -> Found:
+    data = load(tokenizer)
+    data.check_vocabulary(checkpoint[1].vocab_size, checkpoint[1].type_vocab_size)
+    unused = [name for name, default in _NOT_OF_PRETRAINING.items() if getattr(config.bertfast, name) != default]
+    warnings = [f"bertfast.{' and '.join(unused)}: not for pre-training, and not used"] if unused else []
+    return Found(data, _describe(data), "; ".join(filter(None, [*warnings, data.next_sentence_fault])))
+
+
+def _check_held_out(config: Config, loader: PretrainingLoader, tokenizer: Any, checkpoint: tuple[Path, BertConfig]) -> Found:
+    datasets = loader.evaluation_sets(tokenizer)
+    if datasets:
+        return Found(datasets, "; ".join(_describe(data) for data in datasets.values()))
+    wanted = config.bertfast.eval_input is not None
+    return Found(datasets, "none", "bertfast.eval_input is there, but pretrain.eval_text_files are not" if wanted else "")
+
+
+def _describe(data: PretrainingSet) -> str:
+    lengths = data.lengths
+    return f"{data.source}: {counted(len(data), 'example')}; tokens: mean {lengths.mean():.1f}, longest {lengths.max()}"
+
+
+def _check_weights(config: Config, loader: PretrainingLoader, checkpoint: tuple[Path, BertConfig]) -> Found:
+    torch.manual_seed(config.bertfast.run.seed)
+    model = loader.model(str(checkpoint[0]), new_head=True)
+    report = model.load_report
+    left_out = [name for name in report.missing if name not in report.made_anew]
+    warning = "some of the encoder's weights are not from the checkpoint" if left_out or report.misshapen else ""
+    return Found(model, f"{report.summary()}; {sum(parameter.numel() for parameter in model.parameters()):,} parameters", warning)
+
+
+def _check_step(model: BertPretrainer, plan: Plan, train: PretrainingSet) -> Found:
+    indices = plan.micro_batches(0, 0)[0][:STEP_EXAMPLES]
+    batch = train.batch(indices)
+    n_masked = len(batch.masked_rows)
+    model.train()
+    loss, _ = pretraining_loss(*model(batch), batch, max(n_masked, 1), len(indices))
+    shown = step_facts(model, loss, ", ".join(train.where(int(index)) for index in indices))
+    words = f"{counted(len(indices), 'example')}, {batch.num_tokens} tokens, {n_masked} of them masked"
+    return Found(loss.item(), f"{words}: loss {loss.item():.3f}, {shown}")

@@ -1,0 +1,96 @@
+"""The plan, one step and the memory."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from bertfast.checks.table import Found
+from bertfast.config import BatchSizes, Config, resolve_total_steps
+from bertfast.data import EncodedDataset
+from bertfast.engine import Precision, activation_bytes, estimate_memory
+from bertfast.errors import NonFiniteLossError
+from bertfast.model import BertClassifier, Loss
+from bertfast.packing import Plan, plan_examples, plan_tokens
+from bertfast.wording import counted
+
+STEP_EXAMPLES = 8  # of the first micro-batch: enough to see a loss, few enough for a large model on a CPU
+
+_SAMPLED_STEPS = 64
+
+
+def check_plan(config: Config, sizes: BatchSizes, train: EncodedDataset) -> Found:
+    part = config.bertfast.train_input
+    parts = {"world_size": sizes.world_size, "micro_steps": sizes.micro_steps, "seed": config.bertfast.run.seed, "shuffle": part.shuffle}
+    if part.planner == "tokens":
+        plan = plan_tokens(train.training_lengths(0), part.tokens_per_batch, **parts)
+    else:
+        plan = plan_examples(train.training_lengths(0), sizes.global_batch, **parts)
+    facts = plan.describe()
+    steps = resolve_total_steps(config.bertfast, len(plan))
+    return Found(
+        plan,
+        f"{facts['planner']}: {counted(len(plan), 'step')} an epoch, {steps:,} in all; {facts['fill']:.1%} of each batch is real tokens; "
+        f"the fullest part of a step holds {facts['balance']:.2f} times the mean",
+    )
+
+
+def check_step(model: BertClassifier, plan: Plan, train: EncodedDataset, loss_of: Loss) -> Found:
+    """One forward and backward pass of a few examples of the first micro-batch, packed, in float32 on the CPU."""
+    indices = plan.micro_batches(0, 0)[0][:STEP_EXAMPLES]
+    batch = loss_of.prepared(train.batch(indices))
+    model.train()
+    loss = loss_of(model(batch), batch.labels) / len(indices)
+    shown = step_facts(model, loss, ", ".join(train.where(int(index)) for index in indices))
+    chance = f" (guessing: {math.log(model.num_labels):.3f})" if loss_of.is_plain and model.num_labels > 1 else ""
+    return Found(loss.item(), f"{counted(len(indices), 'example')}, {batch.num_tokens} tokens: loss {loss.item():.3f}{chance}, {shown}")
+
+
+def step_facts(model: torch.nn.Module, loss: torch.Tensor, examples: str) -> str:
+    """Take the gradients of a loss, and tell their norm.
+
+    Raises:
+        NonFiniteLossError: naming the examples.
+    """
+    loss.backward()
+    norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.stack(norms).norm().item()
+    model.zero_grad(set_to_none=True)
+    if not math.isfinite(loss.item()) or not math.isfinite(norm):
+        raise NonFiniteLossError(f"the loss is {loss.item()} and the gradient's norm {norm}; the examples: {examples}")
+    return f"gradient norm {norm:.3f}"
+
+
+def check_memory(config: Config, precision: Precision, model: torch.nn.Module, plan: Plan, train: EncodedDataset) -> Found:
+    zero = config.deepspeed.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    offload = {name: (zero.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tokens = _largest_micro_batch(plan, train.training_lengths(0))
+    activations = activation_bytes(model.config, tokens, precision, config.bertfast.model.gradient_checkpointing == "selective")
+    estimate = estimate_memory(parameters, precision, stage, plan.world_size, **offload, activations=activations)
+    parts = {
+        "parameters": estimate.parameters,
+        "gradients": estimate.gradients,
+        "optimizer": estimate.optimizer,
+        f"activations of {tokens:,} tokens": estimate.activations,
+    }
+    shown = " + ".join(f"{name} {_megabytes(size)}" for name, size in parts.items() if size)
+    host = f"; offloaded to the host: {_megabytes(estimate.host)}" if estimate.host else ""
+    return Found(
+        estimate,
+        f"about {_megabytes(estimate.device)}: {shown}{host} (ZeRO stage {stage}, {counted(plan.world_size, 'rank')}, {precision})",
+    )
+
+
+def _largest_micro_batch(plan: Plan, lengths: np.ndarray) -> int:
+    """The most tokens of a micro-batch, over steps spread evenly."""
+    steps = np.unique(np.linspace(0, len(plan) - 1, _SAMPLED_STEPS, dtype=np.int64)).tolist()
+    batches = (part for step in steps for rank in range(plan.world_size) for part in plan.micro_batches(step, rank))
+    return max(int(lengths[part[part >= 0]].sum()) for part in batches)
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,5 @@
+"""What a person types: the commands, their flags, and what each of them does."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

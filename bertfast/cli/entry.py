@@ -1,0 +1,73 @@
+"""The command line: `bertfast train | eval | predict | validate | compile | export | verify | pretrain | sweep | convert`; `launch` is what `deepspeed launch.py` starts on every rank.
+
+What is heavy is imported by the command that needs it, once its config is known to be good: a bad flag or key is answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+
+from bertfast.cli import commands
+from bertfast.cli.parser import parse_command, parse_launch
+from bertfast.cli.prediction import predict
+from bertfast.errors import BertfastError
+from bertfast.machine import rank
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_HEAD_START_SECONDS = 3.0  # the deepspeed launcher looks once a second, and ends all ranks when one has left
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`bertfast`: run one command; returns the exit code."""
+    return _run(parse_command, argv)
+
+
+def launch(argv: Sequence[str] | None = None) -> int:
+    """launch.py: the same, with --mode in the place of the command; returns the exit code."""
+    return _run(parse_launch, argv)
+
+
+def _run(parse: Callable[[Sequence[str]], Namespace], argv: Sequence[str] | None) -> int:
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        return _COMMANDS[arguments.command](arguments)
+    except SystemExit as leaving:  # argparse, after --help
+        return int(leaving.code or 0)
+    except BertfastError as error:
+        _tell(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+_COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "train": commands.train,
+    "train_and_eval": commands.train,
+    "eval": commands.evaluate,
+    "predict": predict,
+    "validate": commands.validate,
+    "compile": commands.compile_kernels,
+    "export": commands.export,
+    "verify": commands.verify,
+    "pretrain": commands.pretrain,
+    "sweep": commands.sweep,
+    "convert": commands.convert,
+}
+
+
+def _tell(message: str) -> None:
+    """Say it on standard error. A fault that all ranks meet is said once: by rank 0, and the launcher ends the others while they wait here.
+    One that rank 0 has not met (a file that is missing on another machine, say) is said by the rank that has, after the wait."""
+    if rank() == 0:
+        print(f"bertfast: {message}", file=sys.stderr)
+    else:
+        time.sleep(_HEAD_START_SECONDS)
+        print(f"bertfast: rank {rank()}: {message}", file=sys.stderr)

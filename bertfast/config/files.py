@@ -1,0 +1,107 @@
+"""Config files: where a name is looked for, and JSON and YAML read strictly, so that nothing in them is passed over."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from bertfast.errors import ConfigError
+
+CONFIG_FOLDER = "configs"
+
+
+def find_config(name: str | Path) -> Path:
+    """The file that `name` means: a path as it stands, else a file of that name in `configs/` here, else a shipped config of that name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    package = Path(__file__).resolve().parents[1]
+    installed, beside_launch = package / CONFIG_FOLDER, package.parent / CONFIG_FOLDER
+    folders = (Path(CONFIG_FOLDER), installed if installed.is_dir() else beside_launch)
+    for folder in folders:
+        if path.parent == Path(".") and (folder / path).is_file():
+            return folder / path
+    shipped = sorted({file.name for folder in folders if folder.is_dir() for file in folder.iterdir()})
+    near = difflib.get_close_matches(path.name, shipped, 1)
+    hint = f"; did you mean {near[0]}?" if near else f"; looked here and in {CONFIG_FOLDER}/"
+    raise ConfigError(f"--config {name}: no such file{hint}")
+
+
+def read_json_or_yaml(file: Path) -> Any:
+    """What a .yaml, .yml or .json file holds.
+
+    Raises:
+        ConfigError: it cannot be read, naming file, line and column.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not valid UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    try:
+        if file.suffix.lower() in {".yaml", ".yml"}:
+            return yaml.load(text, Loader=_Loader)
+        return json.loads(text, object_pairs_hook=lambda pairs: _unique(file, pairs), parse_constant=lambda name: _no_constant(file, name))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{file}{place}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with the mends of YAML 1.2: 3e-5 is a number, `no` and a date are strings; and a repeated key is an error."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key_node.value!r} stands twice in one mapping", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def _unique(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"{file}: the key {key!r} stands twice in one object; keep one of them")
+    return dict(pairs)
+
+
+def _no_constant(file: Path, name: str) -> Any:
+    raise ConfigError(f"{file}: {name} is not a value that JSON knows; write a finite number")
+
+
+def parse_value(text: str) -> Any:
+    """What the text after `key=` of an override means: YAML, and where that cannot be read, the text itself."""
+    try:
+        return yaml.load(text, Loader=_Loader) if text else ""
+    except yaml.YAMLError:
+        return text
+
+
+def without_nulls(block: dict[str, Any]) -> dict[str, Any]:
+    """A block of a config without the keys that are null, in the blocks within it too."""
+    return {key: without_nulls(value) if isinstance(value, dict) else value for key, value in block.items() if value is not None}

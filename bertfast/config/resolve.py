@@ -1,0 +1,219 @@
+"""What `"auto"` stands for in the DeepSpeed part of a config, once the device, the ranks and the number of steps are known.
+
+As with Hugging Face's DeepSpeed integration, a value of "auto" is worked out from the rest of the config. Knows no DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from bertfast.config.blocks import OptimizationConfig
+from bertfast.config.schema import BertfastConfig, Config
+from bertfast.errors import ConfigError
+
+LEARNING_RATE = 3e-5  # one of the four rates of the BERT paper's grid (Devlin et al. 2019, appendix A.3)
+WEIGHT_DECAY = 0.01
+DEVICE_TYPES = ("cpu", "cuda", "xpu")
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """How a global batch is cut: global_batch = world_size * micro_steps * micro_batch examples (for planner "tokens", packs)."""
+
+    global_batch: int
+    micro_batch: int
+    micro_steps: int
+    world_size: int
+
+
+def resolve_batch_sizes(config: Config, world_size: int) -> BatchSizes:
+    """Reconcile train_input.batch_size with DeepSpeed's three batch keys, any of which may be "auto" or left out.
+
+    Raises:
+        ConfigError: where they contradict each other or do not divide, naming the keys, the values and the nearest that fit.
+    """
+    block = config.bertfast.train_input
+    raw = config.deepspeed
+    total, micro, steps = (
+        _given(raw, key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    )
+    if block is not None and block.planner == "tokens":
+        steps = steps or 1
+        return BatchSizes(world_size * steps, 1, steps, world_size)
+    wanted = block.batch_size if block is not None and "batch_size" in block.model_fields_set else None
+    if total is not None and wanted is not None and total != wanted:
+        raise ConfigError(
+            f"train_batch_size = {total} contradicts bertfast.train_input.batch_size = {wanted}: both are the global batch; set train_batch_size to 'auto'"
+        )
+    total = total or wanted
+    if total is None and micro is not None:
+        total = micro * (steps or 1) * world_size
+    total = total or (block.batch_size if block is not None else 32)
+    if steps is None:
+        steps = max(1, total // (micro * world_size)) if micro is not None else 1
+    parts = world_size * steps
+    if total % parts:
+        below = total // parts * parts
+        near = f"{below} or {below + parts}" if below else str(parts)
+        raise ConfigError(
+            f"train_batch_size = {total} does not divide into {world_size} ranks x {steps} gradient_accumulation_steps = {parts} equal parts; "
+            f"set bertfast.train_input.batch_size to {near}, or change gradient_accumulation_steps"
+        )
+    if micro is not None and micro * parts != total:
+        raise ConfigError(
+            f"train_micro_batch_size_per_gpu = {micro} x gradient_accumulation_steps = {steps} x {world_size} ranks is {micro * parts}, "
+            f"not train_batch_size = {total}; leave one of them 'auto'"
+        )
+    return BatchSizes(total, total // parts, steps, world_size)
+
+
+def resolve_precision(deepspeed: dict[str, Any], device_type: str) -> str:
+    """ "fp16", "bf16" or "fp32": what the fp16 and bf16 blocks ask for; "auto" is fp16 on a GPU and off on a CPU.
+
+    Raises:
+        ConfigError: fp16 on a CPU, or both at once.
+    """
+    fp16, bf16 = (_enabled(deepspeed, name, device_type != "cpu" if name == "fp16" else False) for name in ("fp16", "bf16"))
+    if fp16 and bf16 and deepspeed["fp16"].get("enabled") == "auto":
+        fp16 = False
+    if fp16 and bf16:
+        raise ConfigError("fp16.enabled and bf16.enabled are both true; turn one of them off")
+    if fp16 and device_type == "cpu":
+        raise ConfigError(
+            'fp16.enabled is true, but a CPU cannot train in fp16: set "fp16": {"enabled": "auto"} or "bf16": {"enabled": true}'
+        )
+    return "fp16" if fp16 else "bf16" if bf16 else "fp32"
+
+
+def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, device_type: str, hidden_size: int) -> dict[str, Any]:
+    """The dictionary that DeepSpeed is given: no "auto" left, no `bertfast` block.
+
+    Raises:
+        ConfigError: naming an "auto" that has no meaning, or a value that cannot be.
+    """
+    raw = copy.deepcopy(config.deepspeed)
+    run = config.bertfast.run
+    precision = resolve_precision(raw, device_type)
+    raw["train_batch_size"] = sizes.global_batch
+    raw["train_micro_batch_size_per_gpu"] = sizes.micro_batch
+    raw["gradient_accumulation_steps"] = sizes.micro_steps
+    for name in ("fp16", "bf16"):
+        if name in raw:
+            raw[name]["enabled"] = precision == name
+    if device_type == "cpu":
+        raw.pop("fp16", None)
+    if raw.get("gradient_clipping") == "auto":
+        raw["gradient_clipping"] = 1.0
+    optimizer = raw["optimizer"] = resolve_optimizer(raw)
+    if "scheduler" in raw:
+        _check_scheduler(config.bertfast.optimization)
+        params = raw["scheduler"].setdefault("params", {})
+        kind = raw["scheduler"].get("type")
+        _fill(
+            params,
+            warmup_num_steps=max(1, resolve_warmup_steps(run, total_steps)),
+            total_num_steps=total_steps,
+            warmup_min_lr=0.0,
+            warmup_max_lr=optimizer["params"]["lr"],
+        )
+        if kind in ("WarmupLR", "WarmupDecayLR"):
+            # DeepSpeed's own defaults are a logarithmic rise to 1e-3, a rate at which no BERT survives.
+            params.setdefault("warmup_max_lr", optimizer["params"]["lr"])
+            params.setdefault("warmup_type", "linear")
+    zero = raw.get("zero_optimization", {})
+    _fill(
+        zero,
+        reduce_bucket_size=hidden_size * hidden_size,
+        stage3_prefetch_bucket_size=int(0.9 * hidden_size * hidden_size),
+        stage3_param_persistence_threshold=10 * hidden_size,
+    )
+    if is_lone_cpu(config, sizes.world_size, device_type):
+        # As stage 0, and with the model casting float32 weights itself in bf16, a step of MiniLM on two cores takes 80 and 20 ms less.
+        zero["stage"] = 0
+        raw.pop("bf16", None)
+    elif precision == "bf16" and is_lone_gpu_without_zero(config, sizes.world_size, device_type):
+        raw.pop("bf16")  # DeepSpeed would go through the parameters one by one, in Python, in every step
+    _refuse_auto(raw, ())
+    return raw
+
+
+def resolve_optimizer(deepspeed: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's `type` and `params` without "auto". With no type given it is our default, AdamW with a weight decay of 0.01, save for the
+    params that are given; with one, params that are left out are DeepSpeed's (which decays nothing), but for the rate."""
+    optimizer = copy.deepcopy(deepspeed.get("optimizer", {}))
+    params = optimizer.setdefault("params", {})
+    if "type" not in optimizer:
+        optimizer["type"] = "AdamW"
+        params.setdefault("weight_decay", WEIGHT_DECAY)
+    _fill(params, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=[0.9, 0.999], eps=1e-8)
+    params.setdefault("lr", LEARNING_RATE)
+    return optimizer
+
+
+def _check_scheduler(optimization: OptimizationConfig) -> None:
+    """DeepSpeed's schedulers set one rate for all groups, and know nothing of ours."""
+    mine = ("schedule", "layer_learning_rate", "layer_learning_rate_decay", "unfreeze_epochs")
+    for key in mine:
+        if getattr(optimization, key) not in (None, "linear"):
+            raise ConfigError(
+                f"bertfast.optimization.{key} = {getattr(optimization, key)!r} contradicts the scheduler block, which sets one rate for all "
+                "parameters; leave out the scheduler block: --set scheduler=null"
+            )
+
+
+def is_lone_cpu(config: Config, world_size: int, device_type: str) -> bool:
+    """Whether there is one rank, on a CPU, and nothing to offload: ZeRO has nothing to divide then, and a step is spared DeepSpeed's copies."""
+    zero = config.deepspeed.get("zero_optimization", {})
+    offloads = any(isinstance(value, dict) and value.get("device", "none") != "none" for value in zero.values())
+    return device_type == "cpu" and world_size == 1 and not offloads and "data_types" not in config.deepspeed
+
+
+def is_lone_gpu_without_zero(config: Config, world_size: int, device_type: str) -> bool:
+    """Whether there is one rank, on a GPU, under ZeRO stage 0: in bf16 the model then casts its own float32 weights, as on a CPU."""
+    stage = config.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    return device_type == "cuda" and world_size == 1 and stage == 0 and "data_types" not in config.deepspeed
+
+
+def resolve_total_steps(config: BertfastConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run: run.max_steps, else run.epochs times those of an epoch, rounded."""
+    return config.run.max_steps or max(1, round(config.run.epochs * steps_per_epoch))
+
+
+def resolve_warmup_steps(run, total_steps: int) -> int:
+    """Optimizer steps of the warm-up: run.warmup_steps, else run.warmup_ratio of all."""
+    return run.warmup_steps if run.warmup_steps is not None else round(run.warmup_ratio * total_steps)
+
+
+def _given(raw: dict[str, Any], key: str) -> int | None:
+    value = raw.get(key)
+    if value is None or value == "auto":
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{key} = {value!r}: it must be a whole number from 1 on, or 'auto'")
+    return value
+
+
+def _enabled(deepspeed: dict[str, Any], name: str, auto: bool) -> bool:
+    block = deepspeed.get(name, {})
+    if not isinstance(block, dict):
+        raise ConfigError(f'{name} = {block!r}: it must be a block, such as {{"enabled": true}}')
+    enabled = block.get("enabled", False)
+    if enabled not in (True, False, "auto"):
+        raise ConfigError(f"{name}.enabled = {enabled!r}: it must be true, false or 'auto'")
+    return auto if enabled == "auto" else enabled
+
+
+def _fill(block: dict[str, Any], **values: Any) -> None:
+    for key, value in values.items():
+        if block.get(key) == "auto":
+            block[key] = value
+
+
+def _refuse_auto(value: Any, place: tuple[str, ...]) -> None:
+    if value == "auto":
+        raise ConfigError(f"{'.'.join(place)} = 'auto': bertfast does not know what that would be here; give a value, or leave the key out")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_auto(inner, (*place, key))

@@ -1,0 +1,5 @@
+"""Token ids of the examples, cached as Arrow and memory-mapped."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,321 @@
+"""The whole network on one page: embeddings, encoder, pooler and head over a packed stream of tokens (Devlin et al. 2019).
+
+Each module owns the parameters that its own forward reads, because ZeRO stage 3 gathers parameters module by module. It reads them in the dtype of
+its input, which `compute_dtype` sets for all of them: float32 parameters can be trained in bfloat16 products.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bertfast.config import HeadConfig
+from bertfast.errors import CheckpointError
+from bertfast.model.heads import ACTIVATIONS, Features, check_head_is_kept, head_of, set_head
+from bertfast.model.layers import Linear, Pack, RandomBits
+from bertfast.model.recompute import selectively
+from bertfast.packing import PackedBatch
+from bertfast.weights import (
+    OWN_ARCHITECTURE,
+    LoadReport,
+    from_transformers_names,
+    read_weights,
+    to_transformers_names,
+    without_layers,
+    write_weights,
+)
+from bertfast_kernels import bias_gelu, dropout_add_layer_norm, embedding_layer_norm, varlen_attention, varlen_cls_attention
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+# T tokens, B sequences, N heads, H head size, D hidden, F feed-forward (or features), C classes, V vocabulary, P positions, S segments
+
+GELU_FORMS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+
+
+class Reader(nn.Module):
+    """A BERT encoder and what a head reads of it (see HeadConfig): everything below the hidden layers and the logits.
+
+    `config` is a transformers BertConfig. `compute_dtype` is the dtype of everything between the embeddings and the logits; None takes that of
+    the parameters.
+    """
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        check_config(config)
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.head = head_of(config)
+        self.pooler = Linear(config.hidden_size, config.hidden_size) if self.head.pooler else None
+        self.features = Features(config, self.head)
+        self.compute_dtype: torch.dtype | None = None
+        self.classifier_dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.load_report: LoadReport | None = None
+
+    def read(self, batch: PackedBatch, bits: RandomBits | None) -> tuple[torch.Tensor, Pack]:
+        """Features [B, F] of each example, after dropout, and the pack of these rows."""
+        pack = pack_of(batch, bits, self.training)
+        x_XD, chosen = self.embeddings(batch, pack).to(self.compute_dtype), []
+        for index, layer in enumerate(self.layers):
+            x_XD = layer(x_XD, pack, cls_only=index == len(self.layers) - 1 and self.head.pooling == "cls")
+            if index in self.head.layers:
+                chosen.append(x_XD)
+        rows = pack.cls_rows()
+        if batch.cu_pieces is not None:
+            rows = rows.rows(batch.cu_pieces[:-1].long())
+        return rows.drop(self.features(chosen, pack, batch.cu_pieces, self.pooler), self.classifier_dropout, self._site), rows
+
+    def hidden_layers(self) -> nn.ModuleList:
+        """New hidden layers of one head."""
+        sizes = (self.features.size, *self.head.hidden_sizes)
+        return nn.ModuleList(Linear(size, wide) for size, wide in zip(sizes, sizes[1:], strict=False))
+
+    def classifier_of(self, num_labels: int) -> Linear:
+        """A new last layer of one head."""
+        return Linear((self.features.size, *self.head.hidden_sizes)[-1], num_labels)
+
+    def logits(self, x_BF: torch.Tensor, rows: Pack, hidden: nn.ModuleList, classifier: Linear) -> torch.Tensor:
+        """Features [B, F] of the examples of `rows` through one head: [B, C]."""
+        for number, layer in enumerate(hidden, 1):
+            x_BF = rows.drop(ACTIVATIONS[self.head.activation](layer(x_BF)), self.classifier_dropout, self._site + number)
+        return classifier(x_BF)
+
+    @property
+    def _site(self) -> int:
+        """Where the head's dropout begins to count its sites."""
+        return 3 * len(self.layers) + 1
+
+
+class BertClassifier(Reader):
+    """A BERT encoder with a head (see HeadConfig). `model(batch)` takes a PackedBatch and gives logits [B, C].
+
+    `config.num_labels` is C (1 means regression); see Reader for the rest.
+    """
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.hidden = self.hidden_layers()
+        self.classifier = self.classifier_of(config.num_labels)
+        self.apply(lambda module: initialise(module, config.initializer_range))
+
+    def forward(self, batch: PackedBatch, bits: RandomBits | None = None) -> torch.Tensor:
+        """Logits [B, C]. In training mode `bits` feeds dropout; left out, torch's generator seeds it."""
+        x_BF, rows = self.read(batch, bits)
+        return self.logits(x_BF, rows, self.hidden, self.classifier)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_name: str,
+        num_labels: int | None = None,
+        label_names: tuple[str, ...] | None = None,
+        *,
+        strict: bool = True,
+        new_head: bool = False,
+        overrides: dict | None = None,
+        head: HeadConfig | None = None,
+    ) -> BertClassifier:
+        """Load a checkpoint of a BERT encoder, transformers' or TensorFlow's, with or without a classification head, in float32.
+
+        Args:
+            folder_or_name: a local folder, or a model's name on the hub.
+            num_labels: C; left out, the checkpoint's own. A head of another C does not fit, unless with `new_head`.
+            label_names: what the classes are called, in order; written to id2label when the model is saved.
+            strict: False reports missing and misshapen weights, and leaves them as initialised, in place of an error.
+            new_head: make the classification head anew even where the checkpoint has one that fits.
+            overrides: config values to replace, for example {"hidden_dropout_prob": 0.0}.
+            head: what to make of the encoder's outputs; left out, what the checkpoint's config.json says. Encoder layers above the highest
+                that the head reads are left out, and so is a pooler that it does not use.
+
+        Raises:
+            CheckpointError: naming the folder and the tensors that do not fit.
+            ConfigError: the head names a layer that the encoder has not, or is not the one that the checkpoint has trained and is to keep.
+        """
+        config, state = read_weights(folder_or_name)
+        config.update({key: value for key, value in (overrides or {}).items() if value is not None})
+        if num_labels is not None:
+            config.num_labels = num_labels
+        if label_names is not None:
+            config.id2label = dict(enumerate(label_names))
+            config.label2id = {name: index for index, name in enumerate(label_names)}
+        if new_head:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(("classifier.", "head."))}
+        n_layers = config.num_hidden_layers
+        if head is not None and any(name.startswith(("classifier.", "head.")) for name in state):
+            check_head_is_kept(config, head, str(folder_or_name))
+        if head is not None:
+            set_head(config, head)
+        model = cls(config)
+        state = without_layers(state, range(config.num_hidden_layers, n_layers), pooler=model.pooler is not None)
+        model.load_report = model.load_transformers_state(state, source=str(folder_or_name), strict=strict)
+        return model
+
+    @classmethod
+    def from_transformers(cls, model: nn.Module) -> BertClassifier:
+        """The same network as a transformers BertForSequenceClassification, with copies of its weights."""
+        ours = cls(model.config)
+        ours.load_transformers_state(model.state_dict(), source=type(model).__name__, strict=True)
+        return ours
+
+    def load_transformers_state(self, state: dict[str, torch.Tensor], source: str, strict: bool = True) -> LoadReport:
+        """Copy weights under transformers' names into the model; see `from_pretrained` for `strict`."""
+        ours, unexpected = from_transformers_names(state)
+        report = LoadReport.compare(source, ours, self.state_dict(), unexpected)
+        report.check(strict)
+        self.load_state_dict({name: ours[name] for name in report.loaded}, strict=False)
+        return report
+
+    def save_pretrained(self, folder: str, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Write config.json and model.safetensors, which transformers' AutoModelForSequenceClassification loads unchanged where it has such a
+        head; with any other, config.json names no class of transformers, and `from_pretrained` reads the head from it.
+
+        state: the parameters by our names, where the model itself does not hold them whole (ZeRO stage 3).
+        """
+        write_classifier(folder, self.config, self.state_dict() if state is None else state)
+
+
+def write_classifier(folder: str, config: BertConfig, state: dict[str, torch.Tensor]) -> None:
+    """Write a classifier by its config and its parameters, by our names; see BertClassifier.save_pretrained."""
+    plain = head_of(config).is_plain
+    architecture = "BertForSequenceClassification" if plain else OWN_ARCHITECTURE
+    write_weights(folder, config, to_transformers_names(state, plain), architecture)
+
+
+def check_config(config: BertConfig) -> None:
+    """Raise CheckpointError where the encoder that `config` describes is none that bertfast computes."""
+    if config.hidden_act not in GELU_FORMS:
+        raise CheckpointError(f"hidden_act is {config.hidden_act!r}; bertfast computes {', '.join(GELU_FORMS)}")
+    if config.hidden_size % config.num_attention_heads:
+        raise CheckpointError(f"hidden_size {config.hidden_size} does not divide into {config.num_attention_heads} attention heads")
+
+
+def pack_of(batch: PackedBatch, bits: RandomBits | None, training: bool) -> Pack:
+    """What the layers need to know of a batch; in training mode with the bits for dropout, torch's where there are none."""
+    if not training:
+        return Pack(batch.cu_seqlens, batch.max_seqlen, None, batch.position_ids, None)
+    bits = bits or RandomBits.from_torch(batch.input_ids.device)
+    example_ids_T = None
+    if bits.key is not None:
+        ids = batch.example_ids if batch.piece_ids is None else batch.piece_ids
+        padding = (0, 1)  # tokens that belong to no sequence are those of a filler
+        lengths = F.pad(batch.cu_seqlens, padding, value=batch.num_tokens).diff()
+        example_ids_T = F.pad(ids, padding, value=-1).repeat_interleave(lengths, output_size=batch.num_tokens)
+    return Pack(batch.cu_seqlens, batch.max_seqlen, example_ids_T, batch.position_ids, bits)
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """BERT's initialisation of one module's own matrices."""
+    if isinstance(module, Linear):
+        nn.init.normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, Embeddings):
+        for table in (module.word, module.position, module.segment):
+            nn.init.normal_(table, std=std)
+
+
+class Embeddings(nn.Module):
+    """Word, segment and position embeddings, LayerNorm, dropout: ids [T] -> [T, D]."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.word = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.segment = nn.Parameter(torch.empty(config.type_vocab_size, config.hidden_size))
+        self.position = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.eps = config.layer_norm_eps
+        self.p = config.hidden_dropout_prob
+
+    def forward(self, batch: PackedBatch, pack: Pack) -> torch.Tensor:
+        ids = (batch.input_ids, batch.token_type_ids, batch.position_ids)
+        return embedding_layer_norm(*ids, self.word, self.segment, self.position, self.weight, self.bias, self.eps, pack.dropout(self.p, 0))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each with dropout, residual and LayerNorm: [T, D] -> [T, D].
+
+    With cls_only, the queries and all that follows them are computed for the [CLS] rows alone: [B, D]. With rows, int64 [R], all that follows
+    the attention is computed for those: [R, D]. With `recomputes`, what is cheap to compute is not kept for the backward (see recompute.py).
+    """
+
+    def __init__(self, config: BertConfig, index: int):
+        super().__init__()
+        size, wide = config.hidden_size, config.intermediate_size
+        self.qkv = QkvProjection(size, config.num_attention_heads)
+        self.attention_out = Linear(size, size, bias=False)
+        self.attention_norm = DropoutAddLayerNorm(config, site=3 * index + 2)
+        self.ffn_up = Linear(size, wide, bias=False)
+        self.gelu = BiasGelu(wide, GELU_FORMS[config.hidden_act])
+        self.ffn_down = Linear(wide, size, bias=False)
+        self.ffn_norm = DropoutAddLayerNorm(config, site=3 * index + 3)
+        self.attention_p, self.attention_site = config.attention_probs_dropout_prob, 3 * index + 1
+        self.recomputes = False
+
+    def forward(self, x_TD: torch.Tensor, pack: Pack, cls_only: bool = False, rows: torch.Tensor | None = None) -> torch.Tensor:
+        dropout = pack.dropout(self.attention_p, self.attention_site)
+        if cls_only:
+            cls = pack.first_rows()
+            q_BNH, kv_T2NH = self.qkv(x_TD, cls)
+            heads_TD = varlen_cls_attention(q_BNH, kv_T2NH, pack.cu_seqlens, pack.max_seqlen, dropout)
+            x_TD, pack = x_TD[cls], pack.cls_rows()
+        else:
+            heads_TD = varlen_attention(self.qkv(x_TD), pack.cu_seqlens, pack.max_seqlen, dropout)
+        if rows is not None:
+            heads_TD, x_TD, pack = heads_TD.index_select(0, rows), x_TD.index_select(0, rows), pack.rows(rows)
+        if self.recomputes and not cls_only and torch.is_grad_enabled():
+            return selectively(self._after_attention, heads_TD, x_TD, pack)
+        return self._after_attention(heads_TD, x_TD, pack)
+
+    def _after_attention(self, heads_TD: torch.Tensor, x_TD: torch.Tensor, pack: Pack) -> torch.Tensor:
+        x_TD = self.attention_norm(self.attention_out(heads_TD), x_TD, pack)
+        return self.ffn_norm(self.ffn_down(self.gelu(self.ffn_up(x_TD))), x_TD, pack)
+
+
+class QkvProjection(Linear):
+    """Queries, keys and values in one product: [T, D] -> [T, 3, N, H]; with rows [B], q [B, N, H] of those rows and kv [T, 2, N, H] of all."""
+
+    def __init__(self, hidden_size: int, n_heads: int):
+        super().__init__(hidden_size, 3 * hidden_size)
+        self.heads = (n_heads, hidden_size // n_heads)
+
+    def forward(self, x_TD: torch.Tensor, query_rows: torch.Tensor | None = None):
+        if query_rows is None:
+            return super().forward(x_TD).unflatten(1, (3, *self.heads))
+        size, weight, bias = self.in_features, self.weight.to(x_TD.dtype), self.bias.to(x_TD.dtype)
+        q_BNH = nn.functional.linear(x_TD[query_rows], weight[:size], bias[:size]).unflatten(1, self.heads)
+        kv_T2NH = nn.functional.linear(x_TD, weight[size:], bias[size:]).unflatten(1, (2, *self.heads))
+        return q_BNH, kv_T2NH
+
+
+class DropoutAddLayerNorm(nn.Module):
+    """LayerNorm(residual + dropout(x + x_bias)); x_bias is the bias of the product that made x."""
+
+    def __init__(self, config: BertConfig, site: int):
+        super().__init__()
+        self.x_bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.eps, self.p, self.site = config.layer_norm_eps, config.hidden_dropout_prob, site
+
+    def forward(self, x_TD: torch.Tensor, residual_TD: torch.Tensor, pack: Pack) -> torch.Tensor:
+        x_bias_D, weight_D, bias_D = (parameter.to(x_TD.dtype) for parameter in (self.x_bias, self.weight, self.bias))
+        return dropout_add_layer_norm(x_TD, x_bias_D, residual_TD, weight_D, bias_D, self.eps, pack.dropout(self.p, self.site))
+
+
+class BiasGelu(nn.Module):
+    """gelu(x + bias); bias is that of the product that made x."""
+
+    def __init__(self, size: int, approximate: str):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.approximate = approximate
+
+    def forward(self, x_TF: torch.Tensor) -> torch.Tensor:
+        return bias_gelu(x_TF, self.bias.to(x_TF.dtype), self.approximate)

@@ -1,0 +1,113 @@
+"""The encoder with BERT's two pre-training heads, over a packed stream: a decoder for the masked tokens alone, and next-sentence logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from bertfast.model.bert import GELU_FORMS, Embeddings, EncoderLayer, check_config, initialise, pack_of
+from bertfast.model.layers import Linear, Pack, RandomBits
+from bertfast.packing import MaskedBatch, PackedBatch
+from bertfast.weights import LoadReport, from_transformers_names, read_weights, to_transformers_names, write_weights
+from bertfast_kernels import bias_gelu
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+# T tokens, B sequences, M masked tokens, R rows of the last layer, D hidden, V vocabulary
+
+
+class BertPretrainer(nn.Module):
+    """`model(batch)` takes a MaskedBatch and gives the logits of its masked tokens [M, V] and the next-sentence logits [B, 2], in which class
+    0 is the sentence that follows and 1 a random one (None without `next_sentence`). The decoder's matrix is the word embeddings.
+
+    What follows the last layer's attention is computed for the rows alone that are looked at: those of masked tokens and of [CLS].
+    """
+
+    def __init__(self, config: BertConfig, next_sentence: bool = True):
+        super().__init__()
+        check_config(config)
+        self.config, self.next_sentence = config, next_sentence
+        self.embeddings = _TiedEmbeddings(config)
+        self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.pooler = Linear(config.hidden_size, config.hidden_size)
+        self.predictions = _Predictions(config)
+        self.seq_relationship = Linear(config.hidden_size, 2) if next_sentence else None
+        self.compute_dtype: torch.dtype | None = None
+        self.load_report: LoadReport | None = None
+        self.apply(lambda module: initialise(module, config.initializer_range))
+        if not next_sentence:
+            self.pooler.requires_grad_(False)  # kept as it came, for the fine-tuning that follows
+
+    def forward(self, batch: MaskedBatch, bits: RandomBits | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        pack = pack_of(batch, bits, self.training)
+        x_TD = self.embeddings(batch, pack).to(self.compute_dtype)
+        for layer in self.layers[:-1]:
+            x_TD = layer(x_TD, pack)
+        n_masked = len(batch.masked_rows)
+        rows = torch.cat((batch.masked_rows, batch.cu_seqlens[:-1].long()))  # [CLS] always: a batch of fillers has nothing masked
+        x_RD = self.layers[-1](x_TD, pack, rows=rows)
+        logits_MV = self.embeddings(None, None, self.predictions(x_RD[:n_masked]))
+        if not self.next_sentence:
+            return logits_MV, None
+        return logits_MV, self.seq_relationship(torch.tanh(self.pooler(x_RD[n_masked:])))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_name: str, next_sentence: bool = True, strict: bool = True, overrides: dict | None = None
+    ) -> BertPretrainer:
+        """Load an encoder, and its pre-training heads where it has them, in float32. Raises CheckpointError as BertClassifier's does."""
+        config, state = read_weights(folder_or_name)
+        config.update({key: value for key, value in (overrides or {}).items() if value is not None})
+        model = cls(config, next_sentence)
+        model.load_report = model.load_transformers_state(state, str(folder_or_name), strict)
+        return model
+
+    def load_transformers_state(self, state: dict[str, torch.Tensor], source: str, strict: bool = True) -> LoadReport:
+        """Copy weights under transformers' names into the model."""
+        ours, unexpected = from_transformers_names(state, pretraining=True)
+        unexpected = [name for name in unexpected if not name.startswith(("classifier.", "cls.predictions.decoder."))]
+        ours = {name: tensor for name, tensor in ours.items() if not name.startswith(("classifier.", "features.", "hidden."))}
+        if not self.next_sentence:
+            ours = {name: tensor for name, tensor in ours.items() if not name.startswith("seq_relationship.")}
+        report = LoadReport.compare(source, ours, self.state_dict(), unexpected)
+        report.check(strict)
+        self.load_state_dict({name: ours[name] for name in report.loaded}, strict=False)
+        return report
+
+    def save_pretrained(self, folder: str, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Write config.json and model.safetensors as transformers' BertForPreTraining (BertForMaskedLM without next_sentence) loads them, and
+        bertfast's fine-tuning too. state: see BertClassifier.save_pretrained."""
+        architecture = "BertForPreTraining" if self.next_sentence else "BertForMaskedLM"
+        write_weights(folder, self.config, to_transformers_names(self.state_dict() if state is None else state), architecture=architecture)
+
+
+class _TiedEmbeddings(Embeddings):
+    """The embeddings, which are the decoder too: in one module, because ZeRO stage 3 gathers parameters module by module."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, batch: PackedBatch | None, pack: Pack | None, hidden_MD: torch.Tensor | None = None) -> torch.Tensor:
+        if hidden_MD is None:
+            return super().forward(batch, pack)
+        return nn.functional.linear(hidden_MD, self.word.to(hidden_MD.dtype), self.decoder_bias.to(hidden_MD.dtype))
+
+
+class _Predictions(Linear):
+    """LayerNorm(gelu(x W^T + b)): [M, D] -> [M, D]."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config.hidden_size, config.hidden_size, bias=False)
+        self.dense_bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.norm_weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.norm_bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.eps, self.approximate = config.layer_norm_eps, GELU_FORMS[config.hidden_act]
+
+    def forward(self, x_MD: torch.Tensor) -> torch.Tensor:
+        dtype = x_MD.dtype
+        x_MD = bias_gelu(nn.functional.linear(x_MD, self.weight.to(dtype)), self.dense_bias.to(dtype), self.approximate)
+        return nn.functional.layer_norm(x_MD, self.norm_weight.shape, self.norm_weight.to(dtype), self.norm_bias.to(dtype), self.eps)

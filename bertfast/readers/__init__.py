@@ -1,0 +1,5 @@
+"""Rows of text and labels: from files, the hub, or standard input."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

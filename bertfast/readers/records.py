@@ -1,0 +1,116 @@
+"""Readers of JSONL and Parquet, and of the sets that have a format of their own: TREC and IMDb. `files` reads TSV and CSV."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from bertfast.errors import DataError
+from bertfast.readers.lines import BLOCK_ROWS, line_blocks
+from bertfast.readers.rows import Columns, Rows, label_text, missing_column, not_a_text, some_rows
+
+
+def read_jsonl(path: Path, columns: Columns) -> Iterator[Rows]:
+    """One JSON object a line; blank lines are passed over. A label may be a string, a number or a boolean.
+
+    Raises:
+        DataError: see `line_blocks`; a line that is no JSON object; a missing key; a text that is null or no string; a label that is null.
+    """
+    label_names, count = None, 0
+    for first, lines in line_blocks(path):
+        texts: list[list[str]] = [[] for _ in columns.texts]
+        labels, numbers = [], []
+        for number, line in enumerate(lines, first):
+            if not line.strip():
+                continue
+            row = _json_object(line, f"{path}, line {number}")
+            if label_names is None:  # the first row decides whether there are labels
+                has_label = columns.needs_label or any(name in row for name in columns.label)
+                label_names = columns.label if has_label else ()
+            for column, names in zip(texts, columns.texts, strict=True):
+                column.append(_json_text(row, names, f"{path}, line {number}"))
+            if label_names:
+                name = _present(row, label_names, f"{path}, line {number}")
+                labels.append(label_text(row[name], f"{path}, line {number}", name))
+            numbers.append(number)
+        if numbers:
+            yield Rows(texts, labels if label_names else None, numbers)
+        count += len(numbers)
+    if not count:
+        raise DataError(f"{path}: the file is empty")
+
+
+def _json_object(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}, column {error.colno}: not valid JSON: {error.msg}; a .jsonl file holds one object a line") from None
+    except RecursionError:
+        raise DataError(f"{where}: the JSON is nested too deeply") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a JSON {type(row).__name__}; a .jsonl file holds one object a line, with a key for each column")
+    return row
+
+
+def _present(row: dict, names: tuple[str, ...], where: str) -> str:
+    for name in names:
+        if name in row:
+            return name
+    raise DataError(missing_column(names, tuple(row), where))
+
+
+def _json_text(row: dict, names: tuple[str, ...], where: str) -> str:
+    name = _present(row, names, where)
+    if not isinstance(row[name], str):
+        raise DataError(not_a_text(row[name], where, name))
+    return row[name]
+
+
+def read_parquet(path: Path, columns: Columns) -> Iterator[Rows]:
+    """A Parquet file; the "line" of a row is its number, from 0.
+
+    Raises:
+        DataError: a file that is none, or torn; a missing column; a column of texts of another type; a null text or label (naming the row).
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path, memory_map=True) as file:
+            fields = columns.find(file.schema_arrow.names, str(path))
+            wanted = [positions[0] for positions in fields.texts] + ([] if fields.label is None else [fields.label])
+            names = [fields.names[position] for position in wanted]
+            first = 0
+            for batch in file.iter_batches(BLOCK_ROWS, columns=names):
+                yield _parquet_rows(batch, names, len(fields.texts), path, first)
+                first += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a whole Parquet file: {error}") from error
+    some_rows(first, path)
+
+
+def _parquet_rows(batch, names: list[str], num_texts: int, path: Path, first: int) -> Rows:
+    values = []
+    for index, name in enumerate(names):
+        try:
+            column = batch.column(name).to_pylist()
+        except UnicodeDecodeError:
+            column = batch.column(name).cast("binary").to_pylist()
+            broken = next(row for row, text in enumerate(column) if text is not None and not _is_utf8(text))
+            raise DataError(f"{path}, row {first + broken} (from 0): column {name!r} is not valid UTF-8") from None
+        for row, value in enumerate(column):
+            if index < num_texts and not isinstance(value, str):
+                raise DataError(not_a_text(value, f"{path}, row {first + row} (from 0)", name))
+        if index == num_texts:
+            column = [label_text(value, f"{path}, row {first + row} (from 0)", name) for row, value in enumerate(column)]
+        values.append(column)
+    return Rows(values[:num_texts], values[num_texts] if len(values) > num_texts else None, range(first, first + len(batch)))
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,79 @@
+"""What may end a run: SIGTERM, and a loss that is not finite."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import torch
+
+from bertfast.data import EncodedDataset
+from bertfast.engine import Ranks
+from bertfast.errors import NonFiniteLossError
+
+_EXAMPLES_NAMED = 8  # of a loss that is not finite
+
+
+class LossWatch:
+    """Stops a run whose loss is not finite, all ranks of it together.
+
+    It looks when asked, because a look waits for the GPU and for the other ranks.
+    """
+
+    def __init__(self, dataset: EncodedDataset, ranks: Ranks):
+        self._dataset = dataset
+        self._ranks = ranks
+        self._pending: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def add(self, step: int, loss: torch.Tensor, logits_BC: torch.Tensor, example_ids: torch.Tensor) -> None:
+        """Note one micro-batch of optimizer step `step`, counted from 0."""
+        self._pending.append((step, loss.detach(), logits_BC.detach().isfinite().all(dim=1), example_ids))
+
+    def check(self) -> None:
+        """Look at all that was noted since the last look; every rank must call, and every rank raises.
+
+        Raises:
+            NonFiniteLossError: naming the first step at fault and the examples in it.
+        """
+        fault = self._fault()
+        if self._ranks.any(fault is not None):
+            step, named = min(found for found in self._ranks.gather(fault) if found is not None)
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {step + 1}, with these examples: {named}. The last checkpoint before it is kept. "
+                "Look at these rows, lower the learning rate, or train in bf16 or fp32"
+            )
+
+    def _fault(self) -> tuple[int, str] | None:
+        """The first step at fault on this rank, and its examples."""
+        pending, self._pending = self._pending, []
+        if not pending or bool(torch.stack([loss for _, loss, _, _ in pending]).isfinite().all()):
+            return None
+        step, _, finite, example_ids = next(item for item in pending if not bool(item[1].isfinite()))
+        bad = [index for index in example_ids[~finite].tolist() or example_ids.tolist() if index >= 0]
+        more = f"; and {len(bad) - _EXAMPLES_NAMED} more" if len(bad) > _EXAMPLES_NAMED else ""
+        return step, "; ".join(self._dataset.where(index) for index in bad[:_EXAMPLES_NAMED]) + more
+
+
+class Termination:
+    """A context in which SIGTERM is noted rather than obeyed at once."""
+
+    def __init__(self, ranks: Ranks):
+        self._ranks = ranks
+        self._asked = False
+        self._before = None
+
+    def __enter__(self) -> Termination:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop: every rank gets the same answer, at the same step."""
+        return self._ranks.any(self._asked)
+
+    def _note(self, signum, frame) -> None:
+        self._asked = True

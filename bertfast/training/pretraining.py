@@ -1,0 +1,161 @@
+"""Further pre-training: masked language modelling, with next-sentence prediction or alone, on packed batches with DeepSpeed.
+
+The loss is BertForPreTraining's over the global batch: the mean over its masked tokens, plus the mean over its examples for the sentences.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bertfast.config import InputConfig
+from bertfast.data import PRETRAINING, PretrainingSet, load_pretraining_set
+from bertfast.engine import join_ranks
+from bertfast.errors import CheckpointError, ConfigError
+from bertfast.model import BertPretrainer
+from bertfast.packing import MaskedBatch, PackedBatch, plan_sequential, prefetched
+from bertfast.tasks import get_task
+from bertfast.training.loader import DTYPES, Loader
+from bertfast.training.state import RunState
+from bertfast.training.trainer import Trainer
+from bertfast.weights import model_folder, read_config, resolve_folder
+
+
+class PretrainingLoader(Loader):
+    """Text in the place of a task's examples, and a model with the pre-training heads."""
+
+    def __init__(self, config, ranks):
+        super().__init__(config, ranks)
+        if self.settings.pretrain is None:
+            raise ConfigError(
+                "there is no bertfast.pretrain block; it names the text to pre-train on (it may be empty: {} takes the task's)"
+            )
+        self.source_task, self.task = get_task(self.settings.task), PRETRAINING
+        self.pretrain = self.settings.pretrain
+
+    def training_set(self, tokenizer: Any) -> PretrainingSet:
+        source = self.settings.train_input or InputConfig()
+        return self._load(source, self.source_task.train_splits[0], tokenizer)
+
+    def evaluation_sets(self, tokenizer: Any) -> dict[str, PretrainingSet]:
+        source = self.settings.eval_input or self.settings.train_input or InputConfig()
+        if self.pretrain.eval_text_files:
+            if self.settings.eval_input is None:
+                source = source.model_copy(update={"max_examples": None})  # that of train_input is not meant for held-out text
+            return {"dev": self._load(source, "dev", tokenizer)}
+        if self.settings.eval_input is None or self.pretrain.text_files:
+            return {}
+        return {split: self._load(source, split, tokenizer) for split in self.source_task.eval_splits}
+
+    def model(self, folder_or_name: str, new_head: bool) -> BertPretrainer:
+        settings = self.settings.model
+        dropout = {name: getattr(settings, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
+        return BertPretrainer.from_pretrained(model_folder(folder_or_name), self.pretrain.next_sentence, settings.strict, dropout)
+
+    def trained(self, folder: str, precision: str) -> tuple[BertPretrainer, Any]:
+        """A pre-trained model, ready for inference on this rank's device, and its tokenizer.
+
+        Raises:
+            CheckpointError: the folder holds no head for masked words or, where the config asks for them, for next sentences.
+        """
+        if self.ranks.world_size > 1:
+            join_ranks(self.ranks)
+        tokenizer = self.tokenizer(folder, folder)
+        model = self.model(folder, new_head=False)
+        missing = [name for name in model.load_report.missing if not name.startswith(("layers.", "embedding"))]
+        if missing:
+            raise CheckpointError(
+                f"{folder}: has not all heads that the pre-training of this config has ({missing[0]} is missing); pre-train it first, "
+                "or set pretrain.next_sentence to false where it is that one which is missing"
+            )
+        return model.to(self.ranks.device, DTYPES[precision]).eval(), tokenizer
+
+    def _load(self, source: InputConfig, split: str, tokenizer: Any) -> PretrainingSet:
+        """The first rank builds the cache, the others then find it there."""
+        vocab_size = read_config(resolve_folder(model_folder(self.settings.model.checkpoint))).vocab_size
+        if not self.ranks.is_first:
+            self.ranks.barrier()
+        try:
+            return load_pretraining_set(self.source_task, source, split, self.pretrain, tokenizer, vocab_size, self.settings.run.seed)
+        finally:
+            if self.ranks.is_first:
+                self.ranks.barrier()
+
+
+class Pretrainer(Trainer):
+    """Pre-train further as a config's `pretrain` block says; see Trainer. Leaves in run.model_dir what training leaves."""
+
+    pretrains = True
+    loader_class = PretrainingLoader
+
+    def _loss(self) -> None:
+        return None
+
+    def _opening_lines(self, state: RunState) -> list[str]:
+        fault = self.train_set.next_sentence_fault
+        return super()._opening_lines(state) + ([f"warning: {fault}"] if fault else [])
+
+    def _step(self, step: int, batches: list[MaskedBatch]) -> torch.Tensor:
+        masked = torch.full((), sum(len(batch.masked_rows) for batch in batches), dtype=torch.float32, device=self.ranks.device)
+        self.n_masked = self.ranks.sum(masked).clamp(min=1)  # of the global batch; a tensor, so that a GPU is not waited for
+        return super()._step(step, batches)
+
+    def _micro_step(self, step: int, micro_step: int, batch: PackedBatch, n_examples: int) -> torch.Tensor:
+        logits_MV, nsp_BC = self.engine(batch, self._random_bits(step, micro_step))
+        loss, losses_M = pretraining_loss(logits_MV, nsp_BC, batch, self.n_masked, n_examples)
+        owners = torch.searchsorted(batch.cu_seqlens.long(), batch.masked_rows, right=True) - 1
+        of_example_B1 = losses_M.detach().new_zeros(batch.num_sequences).index_add(0, owners, losses_M.detach())[:, None]
+        self.watch.add(step, loss, of_example_B1, batch.example_ids)
+        return loss
+
+    def _metrics(self, model: Any, dataset: PretrainingSet) -> dict[str, float]:
+        """mlm_loss and mlm_accuracy over the masked tokens, perplexity, and with next sentences nsp_loss and nsp_accuracy."""
+        source = self.settings.eval_input or self.settings.train_input or InputConfig()
+        plan = plan_sequential(
+            dataset.lengths, source.batch_size, tokens_per_batch=source.tokens_per_batch, world_size=self.ranks.world_size
+        )
+        model.eval()
+        sums = torch.zeros(6, dtype=torch.float64, device=self.ranks.device)
+
+        def pack(step: int) -> list[PackedBatch]:
+            return [dataset.batch(part) for part in plan.micro_batches(step, self.ranks.rank)]
+
+        with torch.inference_mode():
+            for batches in prefetched(pack, range(len(plan)), self.ranks.device):
+                for batch in batches:
+                    sums += _sums(batch, *model(batch))
+        masked, mlm, right, examples, nsp, told = self.ranks.sum(sums).tolist()
+        loss = mlm / max(masked, 1)
+        metrics = {"mlm_loss": loss, "mlm_accuracy": right / max(masked, 1), "perplexity": math.exp(min(loss, 700.0))}
+        if self.settings.pretrain.next_sentence:
+            metrics |= {"nsp_loss": nsp / max(examples, 1), "nsp_accuracy": told / max(examples, 1)}
+        return metrics
+
+
+def pretraining_loss(
+    logits_MV: torch.Tensor, nsp_BC: torch.Tensor | None, batch: MaskedBatch, n_masked: torch.Tensor | int, n_examples: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A micro-batch's share of the loss of a global batch of so many masked tokens and examples; and the loss of each masked token, [M]."""
+    losses_M = F.cross_entropy(logits_MV.float(), batch.masked_labels, reduction="none")
+    loss = losses_M.sum() / n_masked
+    return (loss if nsp_BC is None else loss + _nsp_loss(nsp_BC, batch.labels) / n_examples), losses_M
+
+
+def _nsp_loss(nsp_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(nsp_BC.float(), labels_B.long(), reduction="sum")  # fillers have the label -100
+
+
+def _sums(batch: MaskedBatch, logits_MV: torch.Tensor, nsp_BC: torch.Tensor | None) -> torch.Tensor:
+    """Masked tokens, their loss, how many are right; examples, their loss, how many are right: float64 [6]."""
+    mlm = F.cross_entropy(logits_MV.float(), batch.masked_labels, reduction="sum")
+    right = (logits_MV.argmax(-1) == batch.masked_labels).sum()
+    examples = (batch.example_ids >= 0).sum()
+    zero = mlm.new_zeros(())
+    nsp = zero if nsp_BC is None else _nsp_loss(nsp_BC, batch.labels)
+    told = zero if nsp_BC is None else (nsp_BC.argmax(-1) == batch.labels).sum()
+    return torch.stack(
+        [value.double() for value in (batch.masked_rows.new_tensor(len(batch.masked_rows)), mlm, right, examples, nsp, told)]
+    )

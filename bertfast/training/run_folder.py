@@ -1,0 +1,187 @@
+"""What a run keeps on disk while it trains: the best model, and checkpoints to go on from."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertfast.config import Config
+from bertfast.engine import Ranks, load_training_state, save_training_state, saved_facts, whole_state
+from bertfast.errors import CheckpointError, ConfigError
+from bertfast.reporting import LOG_FILE, RESULTS_FILE, write_model_card, write_model_config, write_results
+from bertfast.storage import folders
+from bertfast.tasks import Task
+from bertfast.training.state import RunState
+
+
+class Keeper:
+    """Writes and restores one run's state. All ranks must call; the first one writes.
+
+    identity: what must be equal for a resumed run to be the same run; plain data. results: what results.json would say of a state, for the model
+    card. `notes` are lines on what `restore` found and moved.
+    """
+
+    def __init__(self, config: Config, task: Task, engine, tokenizer, identity: dict[str, Any], results, ranks: Ranks):
+        self._config, self._task, self._engine, self._tokenizer = config, task, engine, tokenizer
+        self._identity = json.loads(json.dumps(identity))  # as it comes back from a checkpoint
+        self._results, self._ranks = results, ranks
+        model_dir = Path(config.bertfast.run.model_dir)
+        self.model_folder, self.checkpoints = model_dir / "model", model_dir / "checkpoints"
+        self.notes: list[str] = []
+
+    def write_model(self, state: RunState) -> None:
+        """Replace run.model_dir/model by the weights of now, as transformers loads them, with tokenizer and card."""
+        weights = whole_state(self._engine)
+        if self._ranks.is_first:
+            folders.write_folder(self.model_folder, lambda folder: self._fill(folder, weights, state), state.step)
+        self._ranks.barrier()
+
+    def save(self, state: RunState) -> None:
+        """Write a checkpoint to resume from, and remove the oldest beyond run.keep_checkpoints.
+
+        Raises:
+            CheckpointError: it cannot be written; the ones before it are kept.
+        """
+        weights = whole_state(self._engine)
+        client_state = {"progress": state._asdict(), "identity": self._identity}
+        save_training_state(
+            self._engine, self.checkpoints, state.step, client_state, lambda folder: self._fill(folder, weights, state), self._ranks
+        )
+        if self._ranks.is_first:
+            folders.prune(self.checkpoints, self._config.bertfast.run.keep_checkpoints)
+
+    def restore(self, resume: bool, path: str | None) -> RunState:
+        """The state to start from: with `resume` that of `path`, or of the newest whole checkpoint; else a fresh one.
+
+        The folder then holds what led to that state, and the best model on the way to it: what came after it, or is of another run, is set aside.
+
+        Raises:
+            ConfigError: an earlier run's checkpoints are there, and `resume` is False.
+            CheckpointError: `path` is torn, or is of a run with other settings.
+        """
+        if self._ranks.is_first:
+            folders.recover(self.model_folder)
+            folders.recover_steps(self.checkpoints)
+        self._ranks.barrier()
+        if not resume:
+            self._refuse_to_overwrite()
+            return RunState()
+        folder = Path(path) if path else folders.newest_whole(self.checkpoints)
+        if folder is None:
+            return RunState()
+        if path and (fault := folders.fault_of(folder)):
+            raise CheckpointError(f"{folder}: cannot be resumed from: {fault}")
+        facts = saved_facts(folder)
+        if facts is not None:  # before the load: what does not fit fails there with an error of DeepSpeed's own
+            self._refuse_other_settings(folder, facts["identity"])
+        client_state = load_training_state(self._engine, folder)
+        if facts is None:
+            self._refuse_other_settings(folder, {"optimizer": self._identity["optimizer"], **client_state["identity"]})
+        self._ranks.barrier()  # all have read what is moved now
+        return self._settle(folder, RunState(**client_state["progress"]))
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Write results.json, and the card of the model with all that is now known of the run."""
+        if self._ranks.is_first:
+            write_results(self.model_folder.parent, results)
+            self._write_card(self.model_folder, results)
+            folders.seal(self.model_folder, folders.sealed_step(self.model_folder))
+        self._ranks.barrier()
+
+    def _refuse_other_settings(self, folder: Path, written: dict[str, Any]) -> None:
+        for name in self._identity:
+            if written.get(name) != self._identity[name]:
+                place, was, now = _difference(name, written.get(name), self._identity[name])
+                raise CheckpointError(
+                    f"{folder}: was written with {place} = {was}, this run has {now}; "
+                    "resume with the settings that wrote it, or start anew from its weights with --load_checkpoint_states model"
+                )
+
+    def _settle(self, folder: Path, state: RunState) -> RunState:
+        """Make run.model_dir agree with `state`, which was loaded from the checkpoint `folder`."""
+        is_lost = self._ranks.is_first and self._settle_files(folder, state)
+        if not self._ranks.any(is_lost):
+            return state
+        return state._replace(best=None, best_step=None, stale_evaluations=0, metrics=None, owes_evaluation=True)
+
+    def _settle_files(self, folder: Path, state: RunState) -> bool:
+        """Set aside what does not belong to the state's past, and have its best model in place; whether that one's weights are gone."""
+        is_ours = folder.resolve().parent == self.checkpoints.resolve()
+        strays = [path for path in folders.steps_in(self.checkpoints) if not is_ours or folders.step_of(path) > state.step]
+        held = folders.sealed_step(self.model_folder)
+        if is_ours and held == state.best_step and held is not None:
+            fits = True
+        else:  # an earlier bertfast did not write down of which step the model is
+            fits = not strays and (state.best_step is None or (held is None and self.model_folder.is_dir()))
+        source = None if fits or state.best_step is None else next(self._weights_of(folder, state), None)
+        is_lost = not fits and state.best_step is not None and source is None
+        if strays or is_lost:
+            self._set_aside(folder, [*reversed(strays), *([] if fits else [self.model_folder])])
+        if source is not None:
+            write = functools.partial(shutil.copytree, source, dirs_exist_ok=True)
+            folders.write_folder(self.model_folder, write, state.best_step)
+        if is_lost:
+            self.notes.append(f"the best model so far, of step {state.best_step}, is no longer there: the best is looked for from here on")
+        return is_lost
+
+    def _weights_of(self, folder: Path, state: RunState) -> Iterator[Path]:
+        """Folders with the model of the state's best step, as far as they are whole: checkpoints beside `folder`, and the model of its run."""
+        if state.best_step == state.step:
+            yield folder / "model"
+        for path in folders.steps_in(folder.parent):
+            if folders.step_of(path) == state.best_step and folders.fault_of(path) is None:
+                yield path / "model"
+        model = folder.parent.parent / "model"
+        if folders.sealed_step(model) == state.best_step and folders.fault_of(model) is None:
+            yield model
+
+    def _set_aside(self, folder: Path, strays: list[Path]) -> None:
+        """Move `strays` in their order, with the log and results, into a folder that can be resumed from like any run's."""
+        run, number = self.model_folder.parent, 1
+        while (aside := run / f"set-aside-{number}").exists():
+            number += 1
+        try:
+            aside.mkdir()
+            if (run / LOG_FILE).is_file():
+                shutil.copy2(run / LOG_FILE, aside)
+            if self.model_folder not in strays and self.model_folder.is_dir():  # the best until now of both
+                shutil.copytree(self.model_folder, aside / self.model_folder.name)
+            names = [path.relative_to(run) for path in (*strays, run / RESULTS_FILE) if path.exists()]
+            for name in names:
+                (aside / name).parent.mkdir(exist_ok=True)
+                (run / name).rename(aside / name)
+            self.notes.append(f"this run goes on from {folder}; set aside in {aside}: {', '.join(map(str, names))}")
+        except OSError as error:
+            raise CheckpointError(f"{aside}: {self.checkpoints} cannot be set aside there: {error.strerror or error}") from None
+
+    def _fill(self, folder: Path, weights: dict[str, torch.Tensor], state: RunState) -> None:
+        self._engine.module.save_pretrained(folder, weights)
+        self._tokenizer.save_pretrained(folder)
+        write_model_config(folder, self._config, self._task)
+        self._write_card(folder, self._results(state))
+
+    def _write_card(self, folder: Path, results: dict[str, Any]) -> None:
+        write_model_card(folder, results, self._config, self._task)
+
+    def _refuse_to_overwrite(self) -> None:
+        existing = folders.steps_in(self.checkpoints)
+        self._ranks.barrier()
+        if existing:
+            raise ConfigError(
+                f"{self.checkpoints}: an earlier run's checkpoints are there (newest: {existing[-1].name}); go on from them with --resume, "
+                "or give another --model_dir, or delete them"
+            )
+
+
+def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first key, however deep, in which two values of the name differ, and its two values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        key = next(key for key in {**was, **now} if was.get(key) != now.get(key))
+        return _difference(f"{name}.{key}", was.get(key), now.get(key))
+    return name, was, now

@@ -1,0 +1,5 @@
+"""A BERT's folder in every format: tensors, names, sizes, tokenizer."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,146 @@
+"""Hugging Face folders in and out: config.json with model.safetensors (or pytorch_model.bin), and the names of their tensors. Folders of Google's
+and of the first PyTorch releases are read too: bert_config.json, with bert_model.ckpt.* or pytorch_model.bin.
+
+Knows tensors by name and no model. Our names differ from transformers' in two ways: query, key and value are one matrix, and a product's bias
+belongs to the op that adds it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bertfast.errors import CheckpointError
+from bertfast.storage import folders, give_usual_mode
+from bertfast.weights.google import CONFIG_FILE as OLD_CONFIG_FILE
+from bertfast.weights.google import find_tensorflow_checkpoint, read_tensorflow
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+_WANTED = "give a folder that transformers' save_pretrained wrote"
+OWN_ARCHITECTURE = "BertfastClassifier"  # what config.json calls a model with one
+
+
+def read_weights(folder_or_name: str) -> tuple[BertConfig, dict[str, torch.Tensor]]:
+    """The BertConfig and the tensors, by transformers' names, of a local folder or of a model on the hub.
+
+    Reads safetensors, sharded or not, `.bin` files by torch's safe loader alone, which runs no code from the file, and TensorFlow's checkpoints.
+
+    Raises:
+        CheckpointError: naming the folder or file, and what it lacks.
+    """
+    folder = resolve_folder(folder_or_name)
+    config = read_config(folder)
+    for name, index in (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+        if (folder / name).is_file():
+            return config, _read_file(folder / name)
+        if (folder / index).is_file():
+            shards = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            return config, {key: tensor for shard in shards for key, tensor in _read_file(folder / shard).items()}
+    prefix = find_tensorflow_checkpoint(folder)
+    if prefix is None:
+        raise CheckpointError(
+            f"{folder}: no model.safetensors, no pytorch_model.bin and no bert_model.ckpt there; give a folder that transformers' "
+            "save_pretrained wrote, or one of Google's"
+        )
+    state = read_tensorflow(prefix)
+    if "classifier.bias" in state:
+        config.num_labels = state["classifier.bias"].numel()  # Google's config does not tell
+    return config, state
+
+
+def read_config(folder: Path) -> BertConfig:
+    """The folder's config.json (or bert_config.json) as a BertConfig; another architecture is a CheckpointError."""
+    from transformers import BertConfig
+
+    file = next((folder / name for name in ("config.json", OLD_CONFIG_FILE) if (folder / name).is_file()), None)
+    if file is None:
+        several = sorted(file.parent for file in [*folder.glob("model/*/config.json"), *folder.glob("*/config.json")])
+        hint = f"it holds models of several tasks: give one of them, {several[0]} say" if several else _WANTED
+        raise CheckpointError(f"{folder}: no config.json there; {hint}")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error})") from None
+    model_type = values.get("model_type", "bert")
+    if model_type != "bert":
+        raise CheckpointError(f"{file}: model_type is {model_type!r}; bertfast fine-tunes BERT encoders (model_type 'bert')")
+    if values.get("position_embedding_type", "absolute") != "absolute":
+        raise CheckpointError(f"{file}: position_embedding_type is {values['position_embedding_type']!r}; only 'absolute' is supported")
+    return BertConfig.from_dict(values)
+
+
+def write_weights(
+    folder: str | Path, config: BertConfig, state: dict[str, torch.Tensor], architecture: str = "BertForSequenceClassification"
+) -> None:
+    """Write config.json and model.safetensors into an existing folder; tensors by transformers' names."""
+    config.architectures = [architecture]
+    config.problem_type = "regression" if config.num_labels == 1 else "single_label_classification"
+    config.dtype = "float32"
+    config.save_pretrained(folder)
+    save_tensors(folder, {name: tensor.float().cpu() for name, tensor in state.items()})
+
+
+def save_tensors(folder: str | Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write model.safetensors into an existing folder, as transformers loads it. Who may read it is for the umask to say, and not for safetensors,
+    which lets its writer alone."""
+    from safetensors.torch import save_file
+
+    file = Path(folder) / "model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    give_usual_mode(file)
+
+
+def resolve_folder(folder_or_name: str) -> Path:
+    """The local folder that a path or a hub name means; a hub name is downloaded to transformers' own cache."""
+    path = Path(folder_or_name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or str(folder_or_name).startswith((".", "~")) or str(folder_or_name).count("/") > 1:
+        raise CheckpointError(f"checkpoint {folder_or_name}: no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json"]
+    try:
+        folder = Path(snapshot_download(folder_or_name, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(folder_or_name, allow_patterns=[*wanted, "pytorch_model*.bin*"]))
+        return folder
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"checkpoint {folder_or_name!r}: no local folder of that name, the hub cannot be reached, and the model is not in its cache; "
+            "give the path of a folder with config.json, model.safetensors and the tokenizer's files"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder_or_name!r}: neither a local folder nor a model that the hub gives ({type(error).__name__}); "
+            "give the path of a folder with config.json, model.safetensors and the tokenizer's files"
+        ) from None
+
+
+def _read_file(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: the index names it, but it is not there") from None
+    except pickle.UnpicklingError as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise CheckpointError(f"{file}: safe loading refuses it: it holds more than tensors, or is cut short ({reason})") from error
+    except Exception as error:  # safetensors and torch raise many kinds; each means that the file cannot be read
+        raise CheckpointError(f"{file}: cannot be read ({type(error).__name__}: {error}); it may be cut short") from error
+
+
+def model_folder(path: str) -> str:
+    """The transformers folder that a path means: a run's folder holds it as `model`, a training checkpoint too."""
+    inner = folders.standing(Path(path) / folders.MODEL)
+    return str(inner) if not (Path(path) / "config.json").is_file() and (inner / "config.json").is_file() else path

@@ -1,0 +1,90 @@
+"""What a model's folder tells beside its weights: its tokenizer, and the classes that it was trained to tell apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertfast.errors import CheckpointError
+from bertfast.tasks import Task
+from bertfast.weights.folder import read_config
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")
+
+
+def load_tokenizer(folder: Path, bert: BertConfig, belongs_to: Path | None = None) -> Any:
+    """The tokenizer in `folder`, for a model with the embeddings of `bert`, whose folder is `belongs_to`.
+
+    Raises:
+        CheckpointError: naming the folder where there is none, it has no [CLS], [SEP] or [PAD], has more tokens than the model has
+            embeddings, or numbers its tokens otherwise than the tokenizer in the model's own folder.
+    """
+    if not _has_tokenizer(folder):  # transformers 5 makes an empty tokenizer, without a word
+        raise CheckpointError(
+            f"{folder}: no tokenizer is there (none of {', '.join(_VOCABULARY_FILES)}); name one as bertfast.model.tokenizer"
+        )
+    try:
+        tokenizer = _from_files(folder)
+    except Exception as error:  # tokenizers raises plain Exceptions; each means that the files cannot be read
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({reason}); name one as bertfast.model.tokenizer") from None
+    if len(tokenizer) > bert.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, but the model has {bert.vocab_size:,} word embeddings; "
+            "they do not belong together: name the checkpoint's own as bertfast.model.tokenizer"
+        )
+    for name in ("cls_token", "sep_token", "pad_token"):
+        if getattr(tokenizer, f"{name}_id") is None:
+            raise CheckpointError(f"{folder}: the tokenizer has no {name}; name one of BERT's, which has [CLS], [SEP] and [PAD]")
+    if belongs_to is not None and belongs_to.resolve() != folder.resolve() and _has_tokenizer(belongs_to):
+        own = load_tokenizer(belongs_to, bert).get_vocab()
+        if strays := [token for token, index in tokenizer.get_vocab().items() if own.get(token, index) != index]:
+            raise CheckpointError(
+                f"{folder}: its token {strays[0]!r} is number {tokenizer.get_vocab()[strays[0]]}, but {own[strays[0]]} in {belongs_to}: "
+                f"{len(strays):,} tokens would get another word's embedding; leave out bertfast.model.tokenizer"
+            )
+    return tokenizer
+
+
+def _from_files(folder: Path) -> Any:
+    from transformers import AutoTokenizer, BertTokenizer
+
+    if (folder / "vocab.txt").is_file() and not any((folder / name).is_file() for name in ("config.json", *_TOKENIZER_FILES)):
+        # Google's folders do not say whether text is put in lower case. A vocabulary with no capital letter is of a model that wants it so.
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        lower = all(word == word.lower() for word in words if not word.startswith("["))
+        return BertTokenizer(str(folder / "vocab.txt"), do_lower_case=lower)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _VOCABULARY_FILES)
+
+
+def task_of_model(task: Task, folder: Path) -> Task:
+    """`task`, its classes taken from a fine-tuned model's config where they are not known.
+
+    Raises:
+        CheckpointError: a model with another number of classes than the task, or with the same classes in another order.
+    """
+    bert = read_config(folder)
+    if not task.is_complete:
+        return task.with_labels(None if bert.num_labels == 1 else tuple(bert.id2label[index] for index in range(bert.num_labels)))
+    if task.num_labels != bert.num_labels:
+        raise CheckpointError(
+            f"{folder}: the model has {bert.num_labels} labels, but task {task.name} has {task.num_labels}; "
+            "was it fine-tuned on another task?"
+        )
+    if not task.is_regression:
+        names = [str(bert.id2label[index]) for index in range(bert.num_labels)]
+        ours, theirs = ([name.casefold() for name in order] for order in (task.label_names, names))
+        if ours != theirs and sorted(ours) == sorted(theirs):  # every answer would get another class's name
+            raise CheckpointError(
+                f"{folder}: the model's classes are in the order {', '.join(names)}, those of task {task.name} in the order "
+                f"{', '.join(task.label_names)}; give a task block of your own, with label_names in the model's order"
+            )
+    return task

@@ -1,0 +1,179 @@
+"""A bundle: the folder that is deployed, with the evidence that it is right. Written beside its place, judged there, and only then renamed.
+
+Killed at any moment, an export leaves a whole verified bundle, or none; what it leaves half-written has a name that nothing reads, and the
+next export removes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from transformers import BertConfig
+
+from bertfast import __version__
+from bertfast.data import EncodedDataset
+from bertfast.errors import ExportError, VerificationError
+from bertfast.reporting import MODEL_CONFIG_FILE
+from bertfast.storage import folders, named, write_json
+from bertfast_export.bundle import record
+from bertfast_export.bundle.examples import Data
+from bertfast_export.bundle.int8_search import search
+from bertfast_export.bundle.planned import refuse_place
+from bertfast_export.bundle.rejected import write_rejected
+from bertfast_export.bundle.source import Source
+from bertfast_export.bundle.triton import write_triton
+from bertfast_export.bundle.verdicts import Say, judge_file, summary
+from bertfast_export.contract import PACKED_FILE, VARIANTS, Options
+from bertfast_export.graphs import Network, fused_graph, packed_graph, portable_graph, save_model
+from bertfast_export.judge import Answers, CheckpointWeights, Evidence, Verdict, checkpoint_hashes, eager_logits, make_cases, write_evidence
+from bertfast_export.runtime import check_onnx, check_wheels
+
+_TRANSFORMERS_JS = "onnx"  # where transformers.js looks
+
+
+def export_bundle(
+    folder: str, output: str, options: Options | None = None, data: Data | None = None, source: Source | None = None, say: Say = print
+) -> list[Verdict]:
+    """Write the bundle of a fine-tuned classifier to the folder `output`, after every file in it has passed the judge.
+
+    Args:
+        folder: a run's folder, or any folder (or hub name) of a transformers BERT classifier.
+        data: gives the splits to judge on, by name, for a task and a tokenizer; without it the grid alone is asked, and there is no int8.
+        source: the same folder, where it is loaded already.
+        say: takes lines that tell how far it is.
+
+    Raises:
+        VerificationError: a file is out of budget; `output` is left as it was, and a folder beside it holds the failing case.
+        BertfastError: the checkpoint, the data or the output cannot be used.
+    """
+    options, started = options or Options(), datetime.now(UTC)
+    check_onnx()
+    check_wheels()
+    final = named(output)
+    folders.recover(final)
+    refuse_place(final)
+    source = source or Source(folder, options)
+    splits = data(source.task, source.tokenizer, source.max_sequence_length) if data is not None else {}
+    beside = folders.unfinished(final)
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        verdicts = _fill(beside, source, options, splits, started, final, say)
+        folders.seal(beside)
+        folders.put_in_place(final)
+    except BaseException as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ExportError(f"{final}: cannot be written: {error.strerror or error}; make room, or give another place") from None
+        raise
+    return verdicts
+
+
+def _fill(
+    beside: Path, source: Source, options: Options, splits: dict[str, EncodedDataset], started: datetime, final: Path, say: Say
+) -> list[Verdict]:
+    """Write, judge and record everything; gives the verdicts."""
+    hashes = checkpoint_hashes(source.folder)
+    network, cases = Network.of(source.model), make_cases(source.bert)
+    say(f"asking the eager model: {len(cases)} made-up batches, {sum(len(part) for part in splits.values()):,} examples")
+    answers, weights = Answers.of(source.folder, cases), CheckpointWeights.of(source.folder)
+    evidence = [Evidence(name, dataset, eager_logits(source.model, dataset)) for name, dataset in splits.items()]
+    verdicts, notes = [], {}
+    if source.skipped:
+        notes["skipped"] = {VARIANTS.get(name, PACKED_FILE): why for name, why in source.skipped.items()}
+    for variant in (*options.variants, *(["packed"] if options.packed else [])):
+        file, metadata = VARIANTS.get(variant, PACKED_FILE), _metadata(source, variant, hashes)
+        if variant in source.skipped:
+            say(f"{file}: not written; {source.skipped[variant]}")
+            continue
+        if variant == "int8":
+            found = search(network, evidence, options, metadata, say)
+            notes["int8_search"] = found.to_dict()
+            if found.graph is None:
+                say(f"{file}: not written; {found.outcome}")
+                continue
+            graph = found.graph
+        elif variant == "portable":
+            graph = portable_graph(network, options.opset, options.integers, metadata)
+        elif variant == "packed":
+            graph = packed_graph(network, options.opset, options.integers, metadata)
+        else:
+            graph = fused_graph(network, options.opset, options.integers, variant == "fp16", metadata)
+        save_model(graph, beside / file)
+        verdict = judge_file(beside / file, file, cases, answers, evidence, [weights])
+        if verdict.fault is not None and variant == "int8":  # the search promised what the whole grid does not bear out
+            for path in beside.glob(f"{file}*"):
+                path.unlink()
+            notes["int8_search"]["outcome"] = f"none is written: {verdict.fault}"
+            say(f"{file}: not written; {verdict.fault}")
+            continue
+        verdicts.append(verdict)
+        if verdict.fault is not None:
+            place = write_rejected(final, beside / file, verdict, hashes)
+            raise VerificationError(f"{file}: {verdict.fault}\nNothing was written to {final}; the failing case is in {place}")
+        say(f"{file}: passed; {summary(verdict)}")
+    write_evidence(beside, cases, answers, evidence)
+    _write_companions(beside, source, options)
+    record.write_record(beside, {"name": source.name, "sha256": hashes}, verdicts, notes, started)
+    return verdicts
+
+
+def _metadata(source: Source, variant: str, hashes: dict[str, str]) -> dict[str, str]:
+    """What the file says of itself, in metadata_props."""
+    tokenizer, pair = source.tokenizer, source.task.is_pair
+    special = {name: getattr(tokenizer, f"{name}_id") for name in ("cls_token", "sep_token", "pad_token")}
+    steps = {
+        "tokenizer": "tokenizer.json",
+        "texts": "a pair: [CLS] a [SEP] b [SEP], b and its [SEP] in segment 1" if pair else "one text: [CLS] a [SEP]",
+        "truncation": "longest first" if pair else "of the one text",
+        "truncation_side": tokenizer.truncation_side,
+        "padding": f"any, masked by attention_mask 0; positions count columns, and {_pooled(source)}",
+        **special,
+    }
+    return {
+        "task": "text-regression" if source.task.is_regression else "text-classification",
+        "labels": json.dumps(source.labels(), ensure_ascii=False),
+        "max_sequence_length": str(source.max_sequence_length),
+        "preprocessing": json.dumps(steps, ensure_ascii=False),
+        "variant": variant,
+        "bertfast": __version__,
+        "checkpoint_sha256": json.dumps(hashes),
+    }
+
+
+def _pooled(source: Source) -> str:
+    return "the first column is pooled" if source.head.is_plain else f"the head reads {source.head.describe()}"
+
+
+def _write_companions(beside: Path, source: Source, options: Options) -> None:
+    """config.json, the tokenizer, bertfast.json, and the models where transformers.js or Triton look for them."""
+    config = BertConfig.from_dict(source.bert.to_dict())
+    config.architectures = ["BertForSequenceClassification"]
+    config.save_pretrained(beside)
+    source.tokenizer.model_max_length = source.max_sequence_length
+    source.tokenizer.save_pretrained(beside)
+    task = source.block.task if source.block else None
+    if not isinstance(task, str):
+        task = {
+            "name": source.task.name,
+            "text_columns": source.task.text_columns,
+            "label_column": source.task.label_column,
+            "label_names": source.task.label_names,
+            "metric": source.task.main_metric,
+        }
+    block = {"task": task, "model": {"checkpoint": source.name}, "eval_input": {"max_sequence_length": source.max_sequence_length}}
+    write_json(beside / MODEL_CONFIG_FILE, {"bertfast": block})
+    if options.layout == "triton":
+        write_triton(beside, source, options)
+        return
+    folder = beside / _TRANSFORMERS_JS
+    folder.mkdir()
+    for file in sorted(beside.glob("model*.onnx*")):
+        try:
+            os.link(file, folder / file.name)
+        except OSError:  # a file system without hard links
+            shutil.copy2(file, folder / file.name)

@@ -1,0 +1,146 @@
+"""The search for an int8 recipe: the fastest one that gives the eager model's answers on the task's own data, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bertfast.tasks import compute_metrics
+from bertfast_export.contract import Options
+from bertfast_export.graphs import Network, Recipe, Statistics, int8_share, measure, product_names, quantized_graph, round_weights
+from bertfast_export.judge import BUDGETS, Evidence, agree, batches_of, run_cases
+from bertfast_export.runtime import open_session
+
+# n examples, C classes
+
+_SAMPLE = 256  # examples whose activations are measured
+_ASKED = 2000  # examples, over all splits, that a recipe is tried on first; one that keeps its promise there is tried on all
+_LEAST_SHARE = 0.4  # of the work in int8; below, eight-bit weights alone are faster
+STARTS = (Recipe("smoothing 0.7", 0.7), Recipe("smoothing 0.5", 0.5))
+WEIGHTS_ALONE = Recipe("eight-bit weights alone", None, (), True)
+
+
+@dataclass
+class Trial:
+    """One recipe on the data."""
+
+    recipe: Recipe
+    share: float
+    agreement: float
+    points_lost: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For verification.json."""
+        facts = {"recipe": self.recipe.name, "floats": list(self.recipe.floats), "int8_share": self.share}
+        return {**facts, "agreement": self.agreement, "points_lost": self.points_lost}
+
+
+@dataclass
+class Found:
+    """What a search came to: the graph, or None, and a line that says why."""
+
+    outcome: str
+    graph: onnx.ModelProto | None = None
+    tried: list[Trial] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For verification.json."""
+        return {"outcome": self.outcome, "tried": [trial.to_dict() for trial in self.tried]}
+
+
+def search(network: Network, evidence: list[Evidence], options: Options, metadata: Mapping[str, str], say: Callable[[str], None]) -> Found:
+    """Try recipes from the fastest on; the first that keeps the promise of `BUDGETS` wins. Without data there is none."""
+    if not evidence:
+        return Found("none is written: without examples there is nothing to hold an int8 recipe against")
+    statistics = measure(network, _sample(evidence))
+    everything = [np.arange(len(part.dataset)) for part in evidence]
+    some = [_spread(len(part.dataset), _ASKED // len(evidence)) for part in evidence]
+    is_whole = all(len(rows) == len(part.dataset) for part, rows in zip(evidence, some, strict=True))
+    budget, tried = BUDGETS["model_quantized.onnx"], []
+    for recipe in recipes(network, statistics):
+        graph = quantized_graph(network, statistics, recipe, options.opset, options.integers, metadata)
+        for rows in [some] if is_whole else [some, everything]:
+            trial = _try(graph, recipe, network, evidence, rows)
+            lost = "" if trial.points_lost is None else f", {trial.points_lost:.2f} points of the metric lost"
+            of = "all" if is_whole or rows is everything else "some"
+            say(
+                f"int8: {recipe.name} ({trial.share:.0%} of the work): {trial.agreement:.2%} the same answers{lost}, on {of} of the examples"
+            )
+            keeps = trial.agreement >= budget.agreement and (trial.points_lost or 0.0) <= budget.metric + 1e-9
+            if not keeps:
+                break
+        tried.append(trial)
+        if keeps:
+            return Found(f"{recipe.name}: {trial.share:.0%} of the work in int8", graph, tried)
+    best = max(tried, key=lambda trial: trial.agreement)
+    return Found(
+        f"none is written: of {len(tried)} recipes none keeps {budget.agreement:.0%} of the answers and loses at most {budget.metric:g} points; "
+        f"the best keeps {best.agreement:.2%}",
+        None,
+        tried,
+    )
+
+
+def recipes(network: Network, statistics: Mapping[str, Statistics]) -> Iterator[Recipe]:
+    """Recipes from the fastest on: all products in int8, then with ever more of the noisiest in float32, then weights alone."""
+    yield from STARTS
+    names = noisiest(network, statistics)
+    for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32):
+        recipe = STARTS[0].without(tuple(names[:count]))
+        if count < len(names) and int8_share(network, recipe) >= _LEAST_SHARE:
+            yield recipe
+    yield WEIGHTS_ALONE
+
+
+def noisiest(network: Network, statistics: Mapping[str, Statistics]) -> list[str]:
+    """The products, the one first whose rounded weights disturb its own outputs most, as a share of them."""
+
+    def disturbance(name: str) -> float:
+        weight, gram = network.weights[f"{name}.weight"].astype(np.float64), statistics[name].gram.astype(np.float64)
+        reach = np.maximum(np.abs(statistics[name].least), np.abs(statistics[name].largest))
+        rounded, scale = round_weights(weight, statistics[name].gram)
+        error = weight - rounded * scale
+        rows = max(float(np.trace(gram)), 1e-12)
+        noise = float(np.sum(error * (gram @ error))) / rows + float(np.mean(reach**2)) * float(np.sum(weight**2)) / 255**2 / len(weight)
+        return noise / max(float(np.sum(weight * (gram @ weight))) / rows, 1e-12)
+
+    return sorted(product_names(network), key=disturbance, reverse=True)
+
+
+def _sample(evidence: list[Evidence]) -> list[dict[str, np.ndarray]]:
+    """Padded features of examples spread evenly over the splits."""
+    batches = []
+    for part in evidence:
+        rows = _spread(len(part.dataset), _SAMPLE // len(evidence))
+        batches += [features for _, features in batches_of(part.dataset, 16, rows)]
+    return batches
+
+
+def _spread(n: int, count: int) -> np.ndarray:
+    """At most `count` of n rows, evenly."""
+    return np.unique(np.linspace(0, n - 1, min(n, max(count, 1))).astype(np.int64))
+
+
+def _try(graph: onnx.ModelProto, recipe: Recipe, network: Network, evidence: list[Evidence], chosen: list[np.ndarray]) -> Trial:
+    """A recipe on these rows of each split, of which the worst counts."""
+    session = open_session(graph.SerializeToString())
+    agreement, lost = 1.0, []
+    for part, rows in zip(evidence, chosen, strict=True):
+        expected = part.logits[rows]
+        given = np.zeros_like(expected)
+        places = {int(row): place for place, row in enumerate(rows)}
+        for batch, features in batches_of(part.dataset, 32, rows):
+            given[[places[int(row)] for row in batch]] = run_cases(session, features)
+        agreement = min(agreement, float(agree(given, expected).mean()))
+        if part.dataset.labels is not None:
+            task, labels = part.dataset.task, part.dataset.labels[rows]
+            before, after = (
+                compute_metrics(task, logits, labels)[task.main_metric] if np.isfinite(logits).all() else 0.0
+                for logits in (expected, given)
+            )
+            lost.append(100 * (before - after))
+    return Trial(recipe, int8_share(network, recipe), agreement, max(lost) if lost else None)

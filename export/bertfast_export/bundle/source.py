@@ -1,0 +1,57 @@
+"""What is exported, and how: the fine-tuned classifier of a folder, and the options of an export."""
+
+from __future__ import annotations
+
+from transformers import BertConfig
+
+from bertfast.config import BertfastConfig, TaskConfig, load_config
+from bertfast.errors import CheckpointError, ConfigError
+from bertfast.model import BertClassifier, head_of
+from bertfast.reporting import MODEL_CONFIG_FILE
+from bertfast.storage import named
+from bertfast.tasks import Task, get_task
+from bertfast.weights import load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
+from bertfast_export.bundle.planned import refuse_head, refuse_truncation
+from bertfast_export.contract import Options, skipped_variants
+
+
+class Source:
+    """The fine-tuned classifier to export: its model, tokenizer and task, and the data that its config names."""
+
+    def __init__(self, folder_or_name: str, options: Options, block: BertfastConfig | None = None, is_pair: bool = False):
+        self.folder = named(resolve_folder(model_folder(folder_or_name)))
+        self.name = self.folder.parent.name if self.folder.name == "model" else self.folder.name
+        bert = self.bert = read_config(self.folder)
+        if bert.problem_type == "multi_label_classification":
+            raise CheckpointError(f"{self.folder}: a multi-label classifier; bertfast exports one answer a text, or a score")
+        self.head = head_of(bert)
+        refuse_head(self.head, f"{self.folder}: bertfast_head")
+        self.skipped = skipped_variants((*options.variants, *(["packed"] if options.packed else [])), not self.head.is_plain)
+        self.model = BertClassifier.from_pretrained(str(self.folder)).eval()
+        if missing := [name for name in self.model.load_report.missing if name.startswith(("classifier.", "pooler."))]:
+            raise CheckpointError(f"{self.folder}: has no classification head ({missing[0]} is missing); train it first")
+        self.tokenizer = load_tokenizer(self.folder, bert)
+        own = self.folder / MODEL_CONFIG_FILE
+        self.block = block or (load_config(own).bertfast if own.is_file() else None)
+        if self.block:
+            refuse_truncation(self.block.truncation, f"{self.folder}: bertfast.truncation")
+        task = get_task(self.block.task) if self.block else _task_of_labels(bert, is_pair)
+        self.task = task_of_model(task, self.folder)
+        inputs = (self.block.eval_input, self.block.train_input) if self.block else ()
+        configured = next((part.max_sequence_length for part in inputs if part is not None), None)
+        positions = bert.max_position_embeddings
+        self.max_sequence_length = options.max_sequence_length or min(configured or positions, positions)
+        if self.max_sequence_length > positions:
+            raise ConfigError(f"max_sequence_length = {self.max_sequence_length}, but the model has {positions} positions")
+
+    def labels(self) -> list[str]:
+        """The classes' names in order; of a regression, none."""
+        return [] if self.task.is_regression else [str(self.bert.id2label[index]) for index in range(self.bert.num_labels)]
+
+
+def _task_of_labels(bert: BertConfig, is_pair: bool) -> Task:
+    """A task for a folder that tells no more than its labels: texts in the column `text`, and of a pair in `text_pair`."""
+    names = None if bert.num_labels == 1 else tuple(str(bert.id2label[index]) for index in range(bert.num_labels))
+    columns = ("text", "text_pair") if is_pair else ("text",)
+    config = TaskConfig(name="text-classification", text_columns=columns, label_names=names, metric="pearson" if names is None else None)
+    return get_task(config)

@@ -1,0 +1,67 @@
+"""What an exported file takes and gives, which files a bundle has, and what can be asked for. Both the graphs and their judge stand on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bertfast.errors import ConfigError
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+OUTPUT = "logits"
+INTEGERS = ("int64", "int32")
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+DEFAULT_OPSET = 20
+# The lowest IR version that may carry each opset (onnx's versioning table): the file is then read by every runtime that knows the opset.
+IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+
+VARIANTS = {"portable": "model.onnx", "optimized": "model_optimized.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
+PACKED_FILE = "model_packed.onnx"
+HALF_FILES = ("model_fp16.onnx", "model_packed.onnx")
+RECORD_FILE, PAGE_FILE = "verification.json", "verification.md"
+LAYOUTS = ("flat", "triton")
+OWN_HEAD_VARIANTS = ("portable", "optimized")
+OWN_HEAD_IN_FLOAT32 = "a head of bertfast's own is written in float32 alone"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to export. `variants` are keys of VARIANTS; integers: "int64" or "int32"; layout: "flat" or "triton"."""
+
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    opset: int = DEFAULT_OPSET
+    integers: str = "int64"
+    layout: str = "flat"
+    max_sequence_length: int | None = None
+    packed: bool = False  # model_packed.onnx too
+
+    def __post_init__(self):
+        for name in self.variants:
+            if name not in VARIANTS:
+                raise ConfigError(f"variant {name!r}: there is no such variant; known: {', '.join(VARIANTS)}")
+        if not self.variants:
+            raise ConfigError(f"variants is empty; name one or more of {', '.join(VARIANTS)}")
+        check_opset(self.opset)
+        if self.integers not in INTEGERS:
+            raise ConfigError(f"integers = {self.integers!r}: the inputs are int64 or int32")
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"layout {self.layout!r}: there is no such layout; known: {', '.join(LAYOUTS)}")
+
+
+def check_opset(opset: int) -> None:
+    """Raise ConfigError for an opset that is not written."""
+    if opset not in IR_VERSIONS:
+        known = f"{min(IR_VERSIONS)} to {max(IR_VERSIONS)}"
+        raise ConfigError(f"opset {opset}: bertfast writes opsets {known}; {DEFAULT_OPSET} is the usual one")
+
+
+def skipped_variants(variants: Sequence[str], own_head: bool) -> dict[str, str]:
+    """Which of the variants asked for are not written of a model with such a head, and why.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    skipped = {name: OWN_HEAD_IN_FLOAT32 for name in variants if own_head and name not in OWN_HEAD_VARIANTS}
+    if variants and len(skipped) == len(variants):
+        raise ConfigError(f"variants {', '.join(skipped)}: {OWN_HEAD_IN_FLOAT32}; ask for one of {', '.join(OWN_HEAD_VARIANTS)}")
+    return skipped

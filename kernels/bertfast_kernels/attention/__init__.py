@@ -1,0 +1,5 @@
+"""Attention over packed sequences: the op, its kernels by length, and their torch twin."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,1 @@
+"""What the kernels are built of: Triton itself, loaded when it is needed, random bits, and sums over programs."""

@@ -1,0 +1,51 @@
+"""bertfast_export.search: which int8 recipe is taken, by what it does to the task's examples."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from bertfast_export.bundle import int8_search
+from bertfast_export.contract import Options
+from bertfast_export.graphs.quantized import Recipe
+
+FAST, SLOW = Recipe("fast", 0.7), Recipe("slow", 0.5)
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """searched(examples, agreement): what a search over two recipes finds and says; agreement(recipe, examples asked) is what each is to have."""
+    monkeypatch.setattr(int8_search, "_ASKED", 10)
+    monkeypatch.setattr(int8_search, "measure", lambda network, sample: {})
+    monkeypatch.setattr(int8_search, "_sample", lambda evidence: [])
+    monkeypatch.setattr(int8_search, "recipes", lambda network, statistics: [FAST, SLOW])
+    monkeypatch.setattr(int8_search, "quantized_graph", lambda network, statistics, recipe, *_: recipe.name)
+
+    def run(examples, agreement):
+        tried = lambda graph, recipe, network, evidence, rows: int8_search.Trial(recipe, 1.0, agreement(recipe, len(rows[0])), 0.0)  # noqa: E731
+        monkeypatch.setattr(int8_search, "_try", tried)
+        said = []
+        evidence = [SimpleNamespace(dataset=np.zeros(examples))]
+        return int8_search.search(None, evidence, Options(), {}, said.append), said
+
+    return run
+
+
+def test_the_fastest_recipe_that_keeps_its_promise_wins(searched):
+    found, said = searched(8, lambda recipe, _: 0.99)
+    assert found.graph == "fast" and [trial.recipe for trial in found.tried] == [FAST]
+    assert said == ["int8: fast (100% of the work): 99.00% the same answers, 0.00 points of the metric lost, on all of the examples"]
+
+
+def test_what_a_part_of_the_examples_says_is_held_against_all(searched):
+    found, said = searched(40, lambda recipe, asked: 0.989 if (recipe, asked) == (FAST, 40) else 0.991)
+    assert found.graph == "slow" and [(trial.recipe, trial.agreement) for trial in found.tried] == [(FAST, 0.989), (SLOW, 0.991)]
+    assert [line.rpartition(", ")[2] for line in said] == ["on some of the examples", "on all of the examples"] * 2
+
+
+def test_a_recipe_that_fails_on_a_part_is_not_tried_on_all(searched):
+    found, said = searched(40, lambda recipe, asked: 0.98)
+    assert found.graph is None and found.outcome.startswith("none is written: of 2 recipes none keeps 99%") and len(said) == 2

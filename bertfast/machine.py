@@ -17,6 +17,16 @@ def rank() -> int:
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
 
 
+def local_rank() -> int:
+    """This process's number among those that the launcher started on this machine; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK") or 0)
+
+
+def local_world_size() -> int:
+    """How many processes the launcher started on this machine; all of them where it does not tell."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+
+
 def world_size() -> int:
     """How many processes the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1)

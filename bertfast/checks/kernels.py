@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 from bertfast.config import Config, resolve_precision
+from bertfast.engine import DTYPES
 from bertfast.errors import BertfastError, CheckpointError
 from bertfast.machine import cores
 from bertfast.model import GELU_FORMS
@@ -20,7 +19,6 @@ from bertfast.weights import config_of_checkpoint, model_folder
 from bertfast.wording import counted
 from bertfast_kernels import TARGETS, CompiledKernel, EncoderShape, Target, compile_kernels, local_target
 
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _TABLE_WIDTH = 190  # characters, where there is no terminal to fill: no row is wrapped then
 _MOST_PROCESSES = 16  # each takes some 400 MB
 
@@ -56,7 +54,7 @@ def encoder_of(config: Config) -> Encoder:
         heads=bert.num_attention_heads,
         head_size=bert.hidden_size // bert.num_attention_heads,
         vocab=bert.vocab_size,
-        dtype=_DTYPES[precision],
+        dtype=DTYPES[precision],
         dropout=max(dropouts),
         trains_without_dropout=min(dropouts) == 0.0,
         max_seqlen=min(max(lengths, default=bert.max_position_embeddings), bert.max_position_embeddings),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from bertfast.checks.data import check_inputs
 from bertfast.checks.recipe import check_loss
 from bertfast.checks.step import STEP_EXAMPLES, step_facts
 from bertfast.checks.table import Check, Checks, Found
+from bertfast.checks.weights import weights_found
 from bertfast.config import Config, LossConfig, task_configs
 from bertfast.data import EncodedDataset, MixtureSet
 from bertfast.model import Loss, MultitaskClassifier, among_others, mixed_loss
@@ -62,8 +62,4 @@ def _check_loss(block: LossConfig, task: Task, train: EncodedDataset) -> Found:
 def _check_weights(config: Config, tasks: list[Any]) -> Found:
     block = config.bertfast
     torch.manual_seed(block.run.seed)
-    model = MultitaskClassifier.from_pretrained(model_folder(block.model.checkpoint), tasks, block.head, block.model.strict)
-    parameters, report = int(np.sum([parameter.numel() for parameter in model.parameters()])), model.load_report
-    left_out = [name for name in report.missing if name not in report.made_anew]
-    warning = "some of the encoder's weights are not from the checkpoint" if left_out or report.misshapen else ""
-    return Found(model, f"{report.summary()}; {parameters:,} parameters", warning)
+    return weights_found(MultitaskClassifier.from_pretrained(model_folder(block.model.checkpoint), tasks, block.head, block.model.strict))

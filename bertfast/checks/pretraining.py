@@ -11,12 +11,13 @@ import torch
 from bertfast.checks.recipe import check_optimizer
 from bertfast.checks.step import STEP_EXAMPLES, check_memory, check_plan, step_facts
 from bertfast.checks.table import Checks, Found
+from bertfast.checks.weights import weights_found
 from bertfast.config import BatchSizes, Config, HeadConfig, LossConfig, TruncationConfig
 from bertfast.data import PretrainingSet
 from bertfast.engine import Precision, Ranks
 from bertfast.model import BertPretrainer
 from bertfast.packing import Plan
-from bertfast.training import PretrainingLoader, pretraining_loss
+from bertfast.training import MaskedWords, pretraining_loss
 from bertfast.wording import counted
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ def check_pretraining(
     tokenizer: Any,
 ) -> None:
     """All checks of a config with a `pretrain` block that come after its tokenizer's."""
-    loader = PretrainingLoader(config, Ranks(0, 1, torch.device("cpu")))
-    train = checks.make("text: train", partial(_check_text, config, loader.training_set), tokenizer, checkpoint)
-    checks.make("text: held out", partial(_check_held_out, config, loader), tokenizer, checkpoint)
-    model = checks.make("weights", partial(_check_weights, config, loader), checkpoint)
+    objective = MaskedWords(config, Ranks(0, 1, torch.device("cpu")))
+    train = checks.make("text: train", partial(_check_text, config, objective.training_set), tokenizer, checkpoint)
+    checks.make("text: held out", partial(_check_held_out, config, objective), tokenizer, checkpoint)
+    model = checks.make("weights", partial(_check_weights, config, objective), checkpoint)
     plan = checks.make("packing", check_plan, config, sizes, train)
     checks.make("optimizer", partial(check_optimizer, config, device), precision, sizes, plan, model)
     checks.make("one step", _check_step, model, plan, train)
@@ -53,8 +54,8 @@ def _check_text(config: Config, load: Any, tokenizer: Any, checkpoint: tuple[Pat
     return Found(data, _describe(data), "; ".join(filter(None, [*warnings, data.next_sentence_fault])))
 
 
-def _check_held_out(config: Config, loader: PretrainingLoader, tokenizer: Any, checkpoint: tuple[Path, BertConfig]) -> Found:
-    datasets = loader.evaluation_sets(tokenizer)
+def _check_held_out(config: Config, objective: MaskedWords, tokenizer: Any, checkpoint: tuple[Path, BertConfig]) -> Found:
+    datasets = objective.evaluation_sets(tokenizer)
     if datasets:
         return Found(datasets, "; ".join(_describe(data) for data in datasets.values()))
     wanted = config.bertfast.eval_input is not None
@@ -66,13 +67,9 @@ def _describe(data: PretrainingSet) -> str:
     return f"{data.source}: {counted(len(data), 'example')}; tokens: mean {lengths.mean():.1f}, longest {lengths.max()}"
 
 
-def _check_weights(config: Config, loader: PretrainingLoader, checkpoint: tuple[Path, BertConfig]) -> Found:
+def _check_weights(config: Config, objective: MaskedWords, checkpoint: tuple[Path, BertConfig]) -> Found:
     torch.manual_seed(config.bertfast.run.seed)
-    model = loader.model(str(checkpoint[0]), new_head=True)
-    report = model.load_report
-    left_out = [name for name in report.missing if name not in report.made_anew]
-    warning = "some of the encoder's weights are not from the checkpoint" if left_out or report.misshapen else ""
-    return Found(model, f"{report.summary()}; {sum(parameter.numel() for parameter in model.parameters()):,} parameters", warning)
+    return weights_found(objective.model(str(checkpoint[0])))
 
 
 def _check_step(model: BertPretrainer, plan: Plan, train: PretrainingSet) -> Found:

@@ -64,13 +64,12 @@ def step_facts(model: torch.nn.Module, loss: torch.Tensor, examples: str) -> str
 
 
 def check_memory(config: Config, precision: Precision, model: torch.nn.Module, plan: Plan, train: EncodedDataset) -> Found:
-    zero = config.deepspeed.get("zero_optimization", {})
-    stage = zero.get("stage", 0)
-    offload = {name: (zero.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")}
+    zero = config.zero
+    offloads = (zero.offloads_optimizer, zero.offloads_parameters)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = _largest_micro_batch(plan, train.training_lengths(0))
     activations = activation_bytes(model.config, tokens, precision, config.bertfast.model.gradient_checkpointing == "selective")
-    estimate = estimate_memory(parameters, precision, stage, plan.world_size, **offload, activations=activations)
+    estimate = estimate_memory(parameters, precision, zero.stage, plan.world_size, *offloads, activations=activations)
     parts = {
         "parameters": estimate.parameters,
         "gradients": estimate.gradients,
@@ -81,7 +80,7 @@ def check_memory(config: Config, precision: Precision, model: torch.nn.Module, p
     host = f"; offloaded to the host: {_megabytes(estimate.host)}" if estimate.host else ""
     return Found(
         estimate,
-        f"about {_megabytes(estimate.device)}: {shown}{host} (ZeRO stage {stage}, {counted(plan.world_size, 'rank')}, {precision})",
+        f"about {_megabytes(estimate.device)}: {shown}{host} (ZeRO stage {zero.stage}, {counted(plan.world_size, 'rank')}, {precision})",
     )
 
 

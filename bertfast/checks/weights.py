@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -60,8 +60,12 @@ def check_weights(config: Config, checkpoint: tuple[Path, BertConfig], task: Tas
     model = BertClassifier.from_pretrained(
         str(checkpoint[0]), num_labels=task.num_labels, strict=block.strict, new_head=new_head, head=head
     )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    report = model.load_report
+    return weights_found(model)
+
+
+def weights_found(model: Any) -> Found:
+    """What became of a checkpoint's weights in a model that was loaded."""
+    report, parameters = model.load_report, sum(parameter.numel() for parameter in model.parameters())
     left_out = [name for name in report.missing if name not in report.made_anew]
     warning = "some of the encoder's weights are not from the checkpoint" if left_out or report.misshapen else ""
     return Found(model, f"{report.summary()}; {parameters:,} parameters", warning)

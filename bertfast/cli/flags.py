@@ -1,4 +1,4 @@
-"""Every command and every flag, as tables: what arguments.py makes the parsers of `bertfast` and launch.py from.
+"""Every command and every flag, as tables: what parser.py makes the parsers of `bertfast` and launch.py from.
 
 A flag that changes the run stands for a config key, which its help names.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bertfast.config import VARIANTS
 from bertfast.errors import ConfigError
 
 COMMANDS = {
@@ -255,7 +256,7 @@ FLAGS = (
         ("--variant",),
         "which of its files (left out: fp16 on a GPU, optimized on a CPU)",
         commands=("predict",),
-        options={"choices": ["portable", "optimized", "fp16", "int8"]},
+        options={"choices": list(VARIANTS)},
     ),
     Flag(
         ("--output",),
@@ -308,7 +309,7 @@ EXPORT_FLAGS = (
     Flag(("--pairs",), "the model judges pairs of texts, and its folder does not say so", commands=("export",), options=_SWITCH),
     Flag(
         ("--variants",),
-        "which files to write, of portable, optimized, fp16 and int8 (left out: all)",
+        f"which files to write, of {', '.join(VARIANTS[:-1])} and {VARIANTS[-1]} (left out: all)",
         commands=("export",),
         options={"metavar": "LIST"},
     ),

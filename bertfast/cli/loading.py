@@ -73,19 +73,14 @@ def trainer_of(arguments: Namespace, config: Config) -> Trainer:
         checkpoint_path = None if starts_from_checkpoint(arguments) else arguments.checkpoint_path
     from bertfast.training import Trainer
 
-    kind = Trainer
-    if arguments.command == "pretrain":
-        from bertfast.training import Pretrainer as kind
-    elif config.bertfast.multitask is not None:
-        from bertfast.training import Multitasker as kind
-
-    return kind(
+    return Trainer(
         config,
         device=arguments.device,
         resume=bool(arguments.resume),
         checkpoint_path=checkpoint_path,
         profile_startup=arguments.profile_startup,
         **({"profile": True} if arguments.profile else {}),
+        **({"pretrains": True} if arguments.command == "pretrain" else {}),
     )
 
 

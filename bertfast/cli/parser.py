@@ -6,7 +6,6 @@ It is made from the tables in flags.py; `overrides` turns the flags that were gi
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 from collections.abc import Sequence
 from typing import NoReturn
@@ -14,6 +13,7 @@ from typing import NoReturn
 from bertfast import __version__
 from bertfast.cli.flags import COMMANDS, DEVICES, EXPORT_COMMANDS, EXPORT_FLAGS, FLAGS, LAUNCHED, MODES, WITH_CONFIG, Flag
 from bertfast.errors import ConfigError
+from bertfast.wording import listed, nearest
 
 _SUMMARY = "Fine-tune BERT classifiers on packed sequences."
 
@@ -156,5 +156,5 @@ def _unknown(word: str, parser: _Parser) -> str:
         return f"unexpected argument {word!r}{instead}"
     name = word.partition("=")[0]
     known = [name for flag in parser.flags for name in flag.names]
-    near = difflib.get_close_matches(name, known, 1)
-    return f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else f"known flags: {', '.join(sorted(known))}")
+    near = nearest(name, known)
+    return f"unknown flag {name}; " + (f"did you mean {near}?" if near else f"known flags: {listed(known)}")

@@ -1,5 +1,6 @@
 from .blocks import (
     HEAD_KEY,
+    VARIANTS,
     WHOLE_HEAD,
     Block,
     ExportConfig,
@@ -11,6 +12,7 @@ from .blocks import (
     PretrainConfig,
     RunConfig,
     TaskConfig,
+    TextInput,
     TruncationConfig,
 )
 from .deepspeed_keys import check_monitors
@@ -27,10 +29,11 @@ from .resolve import (
     resolve_total_steps,
     resolve_warmup_steps,
 )
-from .schema import BertfastConfig, Config
+from .schema import BertfastConfig, Config, Zero
 
 __all__ = [
     "HEAD_KEY",
+    "VARIANTS",
     "WHOLE_HEAD",
     "BatchSizes",
     "BertfastConfig",
@@ -46,7 +49,9 @@ __all__ = [
     "PretrainConfig",
     "RunConfig",
     "TaskConfig",
+    "TextInput",
     "TruncationConfig",
+    "Zero",
     "check_monitors",
     "configs_of",
     "exported_blocks",

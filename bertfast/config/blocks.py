@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Variant = Literal["portable", "optimized", "fp16", "int8"]  # of an exported classifier
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
 HEAD_KEY = "bertfast_head"  # of config.json, where the head is not transformers' own
 
 
@@ -140,12 +142,26 @@ class LossConfig(Block):
         return self
 
 
+class TextInput(Block):
+    """The training text of a known task: its folder, a file of its columns, or neither for the hub."""
+
+    task: str
+    data_dir: str | None = None
+    data_file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextInput:
+        if self.data_dir is not None and self.data_file is not None:
+            raise ValueError("give one of data_dir and data_file, not both")
+        return self
+
+
 class PretrainConfig(Block):
     """Further pre-training: the text, and what is asked of it. The text is that of text_files, or else the task's own; and that of inputs."""
 
     text_files: tuple[str, ...] = ()  # UTF-8, lines of sentences or paragraphs, blank lines between documents
     eval_text_files: tuple[str, ...] = ()  # held out, of the same form
-    inputs: tuple[dict[str, str], ...] = ()  # the training text of known tasks too: {"task": ..., "data_dir" or "data_file": ...} each
+    inputs: tuple[TextInput, ...] = ()  # the training text of known tasks too, after that of the files or of `task`
     next_sentence: bool = True  # False: masked language modelling alone
     masked_lm_prob: float = Field(default=0.15, gt=0, lt=1)  # share of an example's tokens that are to be predicted
     max_predictions_per_seq: int | None = Field(default=None, ge=1)  # of an example; left out: no limit
@@ -229,7 +245,7 @@ class ExportConfig(Block):
     """What `bertfast train` exports once it has trained; an empty block means all the defaults. Needs the packages of bertfast[export]."""
 
     output: str | None = None  # the bundle's folder; left out: run.model_dir/onnx
-    variants: tuple[Literal["portable", "optimized", "fp16", "int8"], ...] = Field(("portable", "optimized", "fp16", "int8"), min_length=1)
+    variants: tuple[Variant, ...] = Field(VARIANTS, min_length=1)
     opset: int = Field(default=20, ge=18, le=23)
     integers: Literal["int64", "int32"] = "int64"  # of the inputs
     layout: Literal["flat", "triton"] = "flat"

@@ -6,14 +6,13 @@ seconds later. What `NESTED_KEYS` and `VALUES` do not list is left to DeepSpeed.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 from collections.abc import Callable, Collection
 from typing import Any
 
 from bertfast.errors import ConfigError
-from bertfast.wording import listed, unknown_key
+from bertfast.wording import did_you_mean, listed, unknown_key
 
 
 def _keys(names: str) -> frozenset[str]:
@@ -195,9 +194,7 @@ def _params_of_types(source: Callable[[str], str], raw: dict[str, Any]) -> dict[
 def _check_type(source: Callable[[str], str], place: str, name: Any, in_any_case: Collection[str], exact: Collection[str]) -> None:
     if isinstance(name, str) and (name in exact or name.lower() in in_any_case):
         return
-    lower = {known.lower(): known for known in exact}
-    near = difflib.get_close_matches(str(name).lower(), lower, 1)
-    hint = f"did you mean {lower[near[0]]!r}?" if near else f"known: {listed(exact)}"
+    hint = did_you_mean(str(name), exact, f"known: {listed(exact)}")
     raise ConfigError(f"{source(place)}: {place} = {json.dumps(name, default=str)}: DeepSpeed knows none of that name; {hint}")
 
 

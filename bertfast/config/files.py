@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 import yaml
 
 from bertfast.errors import ConfigError
+from bertfast.wording import nearest
 
 CONFIG_FOLDER = "configs"
 
@@ -27,8 +27,8 @@ def find_config(name: str | Path) -> Path:
         if path.parent == Path(".") and (folder / path).is_file():
             return folder / path
     shipped = sorted({file.name for folder in folders if folder.is_dir() for file in folder.iterdir()})
-    near = difflib.get_close_matches(path.name, shipped, 1)
-    hint = f"; did you mean {near[0]}?" if near else f"; looked here and in {CONFIG_FOLDER}/"
+    near = nearest(path.name, shipped)
+    hint = f"; did you mean {near}?" if near else f"; looked here and in {CONFIG_FOLDER}/"
     raise ConfigError(f"--config {name}: no such file{hint}")
 
 

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from bertfast.config.blocks import (
-    ExportConfig,
-    HeadConfig,
-    InputConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizationConfig,
-    PretrainConfig,
-    RunConfig,
-    TaskConfig,
-    TruncationConfig,
-)
+from bertfast.config.blocks import Block
 from bertfast.config.deepspeed_keys import check_deepspeed
 from bertfast.config.files import find_config, parse_value, read_json_or_yaml, without_nulls
-from bertfast.config.multitask import MultitaskConfig, SharedTask, TaskInput
 from bertfast.config.schema import BertfastConfig, Config
 from bertfast.errors import ConfigError
 from bertfast.wording import listed, unknown_key
@@ -114,23 +102,17 @@ def _explain(source: Callable[[str], str], item: dict) -> str:
 
 
 def _fields_at(path: list[str]) -> list[str]:
-    blocks = {
-        "task": TaskConfig,
-        "model": ModelConfig,
-        "train_input": InputConfig,
-        "eval_input": InputConfig,
-        "head": HeadConfig,
-        "truncation": TruncationConfig,
-        "loss": LossConfig,
-        "optimization": OptimizationConfig,
-        "pretrain": PretrainConfig,
-        "multitask": MultitaskConfig,
-        "multitask.tasks": SharedTask,
-        "multitask.tasks.task": TaskConfig,
-        "multitask.tasks.train_input": TaskInput,
-        "multitask.tasks.eval_input": TaskInput,
-        "run": RunConfig,
-        "export": ExportConfig,
-    }
-    place = ".".join(part for part in path if not part.isdigit())
-    return list(blocks[place].model_fields if path else BertfastConfig.model_fields)
+    """The keys of the block at this place of the `bertfast` block. In a list of blocks, a number names one of them."""
+    block: type[Block] = BertfastConfig
+    for part in path:
+        if not part.isdigit():
+            block = next(_blocks_in(block.model_fields[part].annotation))
+    return list(block.model_fields)
+
+
+def _blocks_in(annotation: Any) -> Iterator[type[Block]]:
+    """The blocks that a type is made of: of `tuple[Block, ...] | None` that one."""
+    if isinstance(annotation, type) and issubclass(annotation, Block):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _blocks_in(part)

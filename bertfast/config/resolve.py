@@ -165,15 +165,12 @@ def _check_scheduler(optimization: OptimizationConfig) -> None:
 
 def is_lone_cpu(config: Config, world_size: int, device_type: str) -> bool:
     """Whether there is one rank, on a CPU, and nothing to offload: ZeRO has nothing to divide then, and a step is spared DeepSpeed's copies."""
-    zero = config.deepspeed.get("zero_optimization", {})
-    offloads = any(isinstance(value, dict) and value.get("device", "none") != "none" for value in zero.values())
-    return device_type == "cpu" and world_size == 1 and not offloads and "data_types" not in config.deepspeed
+    return device_type == "cpu" and world_size == 1 and not config.zero.offloads and "data_types" not in config.deepspeed
 
 
 def is_lone_gpu_without_zero(config: Config, world_size: int, device_type: str) -> bool:
     """Whether there is one rank, on a GPU, under ZeRO stage 0: in bf16 the model then casts its own float32 weights, as on a CPU."""
-    stage = config.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    return device_type == "cuda" and world_size == 1 and stage == 0 and "data_types" not in config.deepspeed
+    return device_type == "cuda" and world_size == 1 and config.zero.stage == 0 and "data_types" not in config.deepspeed
 
 
 def resolve_total_steps(config: BertfastConfig, steps_per_epoch: int) -> int:

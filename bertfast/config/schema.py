@@ -7,7 +7,7 @@ later, by the trainer, from the rest. A key that neither DeepSpeed nor bertfast 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import model_validator
 
@@ -87,6 +87,20 @@ class BertfastConfig(Block):
         return self
 
 
+class Zero(NamedTuple):
+    """What a config asks of ZeRO: the stage, and which states lie on the host or a disk in place of the device."""
+
+    stage: int = 0
+    offloads_optimizer: bool = False
+    offloads_parameters: bool = False
+
+    @property
+    def offloads(self) -> list[str]:
+        """The names of DeepSpeed's blocks that offload something."""
+        names = {"offload_optimizer": self.offloads_optimizer, "offload_param": self.offloads_parameters}
+        return [name for name, asked in names.items() if asked]
+
+
 class Config:
     """A checked config: `deepspeed` (a plain dictionary), `bertfast` (frozen), and the `path` it was read from."""
 
@@ -94,6 +108,13 @@ class Config:
         self.deepspeed = deepspeed
         self.bertfast = bertfast
         self.path = path
+
+    @property
+    def zero(self) -> Zero:
+        """DeepSpeed's block `zero_optimization`, read."""
+        block = self.deepspeed.get("zero_optimization", {})
+        offloads = [(block.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")]
+        return Zero(block.get("stage", 0), *offloads)
 
     def without_pretraining(self) -> Config:
         """The config as training, evaluation and prediction read it: one with a `pretrain` block serves both steps.

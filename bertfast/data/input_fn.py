@@ -8,7 +8,6 @@ the same batches. What it yields is not cached between runs, since a function ha
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import itertools
 import os
@@ -26,6 +25,7 @@ from bertfast.errors import DataError
 from bertfast.packing import PackedBatch
 from bertfast.readers import MAX_INFERRED_CLASSES, needs_labels
 from bertfast.tasks import Task
+from bertfast.wording import did_you_mean
 
 _SEQUENCE_FEATURES = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -80,8 +80,8 @@ def _import(path: str) -> Callable[[dict[str, Any]], Iterable[Mapping]]:
         raise DataError(f"input_fn {path}: the module {module_name} cannot be imported ({type(error).__name__}: {error})") from error
     function = getattr(module, attribute, None)
     if function is None:
-        near = difflib.get_close_matches(attribute, dir(module), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        meant = did_you_mean(attribute, dir(module))
+        hint = f"; {meant}" if meant else ""
         raise DataError(f"input_fn {path}: the module {module_name} ({module.__file__}) has no {attribute!r}{hint}")
     if not callable(function):
         raise DataError(f"input_fn {path}: {attribute} is a {type(function).__name__}, not a function")

@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
-from bertfast.config import InputConfig, PretrainConfig
+from bertfast.config import InputConfig, PretrainConfig, TextInput
 from bertfast.data.cache import CACHE_FORMAT, CacheWriter, cache_folder, header_of
 from bertfast.data.corpus import Corpus, digest_of_files, documents_of_files, documents_of_texts
 from bertfast.data.encoded import EncodedDataset, open_cached
@@ -32,7 +31,6 @@ PRETRAINING = Task("pretraining", ("text",), "label", ("next", "random"), metric
 MAX_RANDOM_SHARE = 0.75  # of second parts; with more, a model that always says "random" is hard to beat
 _CUT_FORMAT = 2  # raise it when other examples are cut of the same text
 _BLOCK_EXAMPLES = 512
-_EXAMPLE_INPUT = '{"task": "ag_news", "data_dir": "..."}'
 
 
 class PretrainingSet:
@@ -143,25 +141,16 @@ def _text_of(task: Task, source: InputConfig, split: str, pretrain: PretrainConf
     return _Text(digest, documents, ", ".join([*files, *(text.source for text in texts)]))
 
 
-def _other_input(more: dict[str, str]) -> tuple[Task, InputConfig]:
+def _other_input(more: TextInput) -> tuple[Task, InputConfig]:
     """One entry of pretrain.inputs."""
-    where = f"bertfast.pretrain.inputs: {json.dumps(more)}"
-    if "task" not in more:
-        raise ConfigError(f"{where} names no task; write it as {_EXAMPLE_INPUT}")
-    unknown = [key for key in more if key not in ("task", "data_dir", "data_file")]
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; an entry has a task, and data_dir or data_file: {_EXAMPLE_INPUT}")
-    task = TASKS.get(more["task"])
+    task = TASKS.get(more.task)
     if task is None or not task.train_splits:
         known = ", ".join(name for name, known in TASKS.items() if known.train_splits)
         raise ConfigError(
-            f"{where}: task {more['task']!r} is not one of the known ones that have training text, and only those can stand here: {known}. "
-            "Text of your own goes into bertfast.pretrain.text_files, or is that of bertfast.task"
+            f"bertfast.pretrain.inputs: task {more.task!r} is not one of the known ones that have training text, and only those can stand here: "
+            f"{known}. Text of your own goes into bertfast.pretrain.text_files, or is that of bertfast.task"
         )
-    try:
-        return task, InputConfig(**{key: value for key, value in more.items() if key != "task"})
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    return task, InputConfig(data_dir=more.data_dir, data_file=more.data_file)
 
 
 def _write(

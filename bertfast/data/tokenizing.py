@@ -12,9 +12,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +22,7 @@ from bertfast.config import WHOLE_HEAD, TruncationConfig
 from bertfast.data.truncation import Cut, check_room, cutter, pieces
 from bertfast.errors import ConfigError, DataError
 from bertfast.machine import cores
+from bertfast.packing import ahead
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -87,18 +86,8 @@ def tokenise(
         end = begin + BLOCK_EXAMPLES
         return encode(text_a[begin:end], None if text_b is None else text_b[begin:end])
 
-    with _serial_backend(), ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
-        try:
-            for begin in range(0, len(text_a), BLOCK_EXAMPLES):
-                waiting.append(pool.submit(work, begin))
-                if len(waiting) > 2 * workers:  # enough to keep every thread busy; more would hold the whole data set in memory
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    with _serial_backend():  # twice as many blocks as threads keep every thread busy; more would hold the whole data set in memory
+        yield from ahead(work, range(0, len(text_a), BLOCK_EXAMPLES), threads=workers, most=2 * workers)
 
 
 def tokenizer_fingerprint(tokenizer) -> str:

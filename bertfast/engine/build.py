@@ -16,6 +16,7 @@ from bertfast.engine.ranks import Ranks
 from bertfast.engine.schedules import schedule, thawing
 from bertfast.errors import BertfastError, ConfigError
 from bertfast.model import BertClassifier
+from bertfast.wording import reason
 
 _OWN_OPTIMIZERS = {"adam", "adamw"}
 _LONGEST_BUILD = 900  # seconds; DeepSpeed's ops take under one minute each
@@ -65,13 +66,12 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
     groups = trained_groups(model, params, optimization)
     names = [group.pop("name", None) for group in groups]  # DeepSpeed copies groups by their keys, and knows these not
     depths = [group.pop("depth", 0) for group in groups]
-    offloaded = resolved.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
     decoupled = kind == "adamw" or params.get("adam_w_mode", True)
     optimizer = None
     if (
         kind in _OWN_OPTIMIZERS
         and decoupled
-        and not offloaded
+        and not config.zero.offloads_optimizer
         and set(params) <= ADAMW_KEYS | {"torch_adam", "adam_w_mode", "bias_correction"}
     ):
         optimizer = adamw(groups, params)
@@ -98,8 +98,7 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
                 dist_init_required=False,
             )
     except (AssertionError, ValueError, TypeError, KeyError, ImportError, NotImplementedError) as error:  # how it says no to a config
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise ConfigError(f"DeepSpeed cannot start with this config ({type(error).__name__}: {reason})") from error
+        raise ConfigError(f"DeepSpeed cannot start with this config ({type(error).__name__}: {reason(error)})") from error
     engine.group_names = names
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # it would flatten and copy all gradients for a sum over one rank

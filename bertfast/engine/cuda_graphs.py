@@ -26,6 +26,7 @@ from bertfast.engine.capture import Capture, CudaCapture
 from bertfast.errors import BertfastError, ConfigError
 from bertfast.model import RandomBits
 from bertfast.packing import Extent, PackedBatch, bucket_of
+from bertfast.wording import reason
 from bertfast_kernels import HAS_TRITON
 
 COMMON_AFTER = 3  # a bucket is recorded when it is met for the so-manieth time and one more
@@ -64,13 +65,12 @@ def graphs_for(
 
 def obstacle(config: Config, device: torch.device | None, invariant_dropout: bool) -> str | None:
     """Why a run cannot be recorded; None where it can. device: None leaves out what only a GPU needs."""
-    zero, block = config.deepspeed.get("zero_optimization", {}), config.bertfast
-    offloads = [name for name in ("offload_optimizer", "offload_param") if zero.get(name, {}).get("device", "none") != "none"]
+    block, offloads = config.bertfast, config.zero.offloads
     changes = [name for name in ("torch_autocast", "compile") if config.deepspeed.get(name, {}).get("enabled", name in config.deepspeed)]
     found = {
         "the device is a CPU": device is not None and device.type == "cpu",
         "Triton is not installed, and the torch form of attention needs the lengths on the host": device is not None and not HAS_TRITON,
-        "ZeRO stage 3 gathers weights anew in every step": zero.get("stage", 0) == 3,
+        "ZeRO stage 3 gathers weights anew in every step": config.zero.stage == 3,
         f"{' and '.join(offloads)} moves states between host and device": bool(offloads),
         f"DeepSpeed's {' and '.join(changes)} changes the step": bool(changes),
         "run.packing_invariant_dropout is false, and a replay needs dropout by key": not invariant_dropout,
@@ -140,7 +140,7 @@ class GraphedForward:
         try:
             self._recorded[bucket] = _Recorded(self._plain, parameters, batch, bits, self._capture)
         except RuntimeError as error:  # how CUDA says that something cannot be recorded
-            self.fault = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+            self.fault = f"{type(error).__name__}: {reason(error)}"
             if self._strict:
                 raise BertfastError(
                     f"a micro-batch of {bucket} could not be recorded as a CUDA graph ({self.fault}); set bertfast.run.cuda_graphs to false"

@@ -6,13 +6,14 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from bertfast.errors import ConfigError
-from bertfast.machine import cores
+from bertfast.machine import cores, local_rank, local_world_size, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,17 @@ class Ranks:
     def barrier(self) -> None:
         if self.world_size > 1:
             torch.distributed.barrier()
+
+    @contextlib.contextmanager
+    def first_then_others(self) -> Iterator[None]:
+        """The first rank goes through the block, and then the others: what it builds (a cache, say), they find. All ranks must enter."""
+        if not self.is_first:
+            self.barrier()
+        try:
+            yield
+        finally:
+            if self.is_first:
+                self.barrier()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place."""
@@ -66,17 +78,12 @@ def start_ranks(device: str | None, threads: int | None) -> Ranks:
     on_gpu = has_gpu and device != "cpu"
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank, local_size = (
-        int(os.environ.get("LOCAL_RANK", 0)),
-        int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size),
-    )
     if on_gpu:
-        torch.cuda.set_device(local_rank)
-        return Ranks(rank, world_size, torch.device("cuda", local_rank))
-    torch.set_num_threads(threads or max(1, cores() // local_size))
+        torch.cuda.set_device(local_rank())
+        return Ranks(rank(), world_size(), torch.device("cuda", local_rank()))
+    torch.set_num_threads(threads or max(1, cores() // local_world_size()))
     _keep_freed_memory()
-    return Ranks(rank, world_size, torch.device("cpu"))
+    return Ranks(rank(), world_size(), torch.device("cpu"))
 
 
 def _keep_freed_memory() -> None:

@@ -16,17 +16,10 @@ from bertfast.config import HeadConfig
 from bertfast.errors import CheckpointError
 from bertfast.model.heads import ACTIVATIONS, Features, check_head_is_kept, head_of, set_head
 from bertfast.model.layers import Linear, Pack, RandomBits
+from bertfast.model.loading import load_state, read_checkpoint
 from bertfast.model.recompute import selectively
 from bertfast.packing import PackedBatch
-from bertfast.weights import (
-    OWN_ARCHITECTURE,
-    LoadReport,
-    from_transformers_names,
-    read_weights,
-    to_transformers_names,
-    without_layers,
-    write_weights,
-)
+from bertfast.weights import OWN_ARCHITECTURE, LoadReport, to_transformers_names, without_layers, write_weights
 from bertfast_kernels import bias_gelu, dropout_add_layer_norm, embedding_layer_norm, varlen_attention, varlen_cls_attention
 
 if TYPE_CHECKING:
@@ -137,8 +130,7 @@ class BertClassifier(Reader):
             CheckpointError: naming the folder and the tensors that do not fit.
             ConfigError: the head names a layer that the encoder has not, or is not the one that the checkpoint has trained and is to keep.
         """
-        config, state = read_weights(folder_or_name)
-        config.update({key: value for key, value in (overrides or {}).items() if value is not None})
+        config, state = read_checkpoint(folder_or_name, overrides)
         if num_labels is not None:
             config.num_labels = num_labels
         if label_names is not None:
@@ -165,11 +157,7 @@ class BertClassifier(Reader):
 
     def load_transformers_state(self, state: dict[str, torch.Tensor], source: str, strict: bool = True) -> LoadReport:
         """Copy weights under transformers' names into the model; see `from_pretrained` for `strict`."""
-        ours, unexpected = from_transformers_names(state)
-        report = LoadReport.compare(source, ours, self.state_dict(), unexpected)
-        report.check(strict)
-        self.load_state_dict({name: ours[name] for name in report.loaded}, strict=False)
-        return report
+        return load_state(self, state, source, strict)
 
     def save_pretrained(self, folder: str, state: dict[str, torch.Tensor] | None = None) -> None:
         """Write config.json and model.safetensors, which transformers' AutoModelForSequenceClassification loads unchanged where it has such a

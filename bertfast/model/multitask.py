@@ -14,10 +14,11 @@ from bertfast.config import HeadConfig
 from bertfast.model.bert import Reader, initialise, write_classifier
 from bertfast.model.heads import set_head
 from bertfast.model.layers import RandomBits
+from bertfast.model.loading import load_state, read_checkpoint
 from bertfast.model.losses import Loss
 from bertfast.packing import MixedBatch
 from bertfast.tasks import Task
-from bertfast.weights import LoadReport, from_transformers_names, read_weights, without_layers
+from bertfast.weights import without_layers
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -63,17 +64,13 @@ class MultitaskClassifier(Reader):
         Raises:
             CheckpointError, ConfigError: as BertClassifier's does.
         """
-        config, state = read_weights(folder_or_name)
-        config.update({key: value for key, value in (overrides or {}).items() if value is not None})
+        config, state = read_checkpoint(folder_or_name, overrides)
         n_layers = config.num_hidden_layers
         set_head(config, head or HeadConfig())
         model = cls(config, tasks)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("classifier.", "head."))}
         state = without_layers(state, range(config.num_hidden_layers, n_layers), pooler=model.pooler is not None)
-        ours, unexpected = from_transformers_names(state)
-        model.load_report = LoadReport.compare(str(folder_or_name), ours, model.state_dict(), unexpected)
-        model.load_report.check(strict)
-        model.load_state_dict({name: ours[name] for name in model.load_report.loaded}, strict=False)
+        model.load_report = load_state(model, state, str(folder_or_name), strict)
         return model
 
     def save_task(self, folder: str | Path, number: int, state: dict[str, torch.Tensor] | None = None) -> None:

@@ -9,8 +9,9 @@ from torch import nn
 
 from bertfast.model.bert import GELU_FORMS, Embeddings, EncoderLayer, check_config, initialise, pack_of
 from bertfast.model.layers import Linear, Pack, RandomBits
+from bertfast.model.loading import load_state, read_checkpoint
 from bertfast.packing import MaskedBatch, PackedBatch
-from bertfast.weights import LoadReport, from_transformers_names, read_weights, to_transformers_names, write_weights
+from bertfast.weights import LoadReport, to_transformers_names, write_weights
 from bertfast_kernels import bias_gelu
 
 if TYPE_CHECKING:
@@ -59,23 +60,16 @@ class BertPretrainer(nn.Module):
         cls, folder_or_name: str, next_sentence: bool = True, strict: bool = True, overrides: dict | None = None
     ) -> BertPretrainer:
         """Load an encoder, and its pre-training heads where it has them, in float32. Raises CheckpointError as BertClassifier's does."""
-        config, state = read_weights(folder_or_name)
-        config.update({key: value for key, value in (overrides or {}).items() if value is not None})
+        config, state = read_checkpoint(folder_or_name, overrides)
         model = cls(config, next_sentence)
         model.load_report = model.load_transformers_state(state, str(folder_or_name), strict)
         return model
 
     def load_transformers_state(self, state: dict[str, torch.Tensor], source: str, strict: bool = True) -> LoadReport:
         """Copy weights under transformers' names into the model."""
-        ours, unexpected = from_transformers_names(state, pretraining=True)
-        unexpected = [name for name in unexpected if not name.startswith(("classifier.", "cls.predictions.decoder."))]
-        ours = {name: tensor for name, tensor in ours.items() if not name.startswith(("classifier.", "features.", "hidden."))}
-        if not self.next_sentence:
-            ours = {name: tensor for name, tensor in ours.items() if not name.startswith("seq_relationship.")}
-        report = LoadReport.compare(source, ours, self.state_dict(), unexpected)
-        report.check(strict)
-        self.load_state_dict({name: ours[name] for name in report.loaded}, strict=False)
-        return report
+        others = ("classifier.", "features.", "hidden.", "cls.predictions.decoder.")  # heads of a classifier; and the tied matrix once more
+        leave_out = others if self.next_sentence else (*others, "seq_relationship.")
+        return load_state(self, state, source, strict, pretraining=True, leave_out=leave_out)
 
     def save_pretrained(self, folder: str, state: dict[str, torch.Tensor] | None = None) -> None:
         """Write config.json and model.safetensors as transformers' BertForPreTraining (BertForMaskedLM without next_sentence) loads them, and

@@ -3,7 +3,7 @@ from .buckets import bucket_of, padded
 from .masking import MaskedBatch, Masking
 from .partition import random_order, ranges
 from .plans import Plan, plan_examples, plan_sequential, plan_tokens
-from .prefetch import prefetched
+from .prefetch import ahead, prefetched
 
 __all__ = [
     "IGNORE_LABEL",
@@ -13,6 +13,7 @@ __all__ = [
     "MixedBatch",
     "PackedBatch",
     "Plan",
+    "ahead",
     "bucket_of",
     "doubled",
     "padded",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bertfast.errors import DataError
 from bertfast.tasks import Task
+from bertfast.wording import did_you_mean
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 
@@ -84,9 +84,8 @@ Locate = Callable[[Sequence[str], str], Fields]  # a header and its place -> whe
 def missing_column(names: Sequence[str], present: Sequence[str], where: str) -> str:
     """The message for a column that is not there."""
     others = f" (nor {' nor '.join(map(repr, dict.fromkeys(names[1:])))})" if len(names) > 1 else ""
-    lower = {name.lower(): name for name in present}
-    near = difflib.get_close_matches(names[0].lower(), lower, 1)
-    hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
+    meant = did_you_mean(names[0], present)
+    hint = f"; {meant}" if meant else ""
     if len(present) == 1 and any(mark in present[0] for mark in ",;\t"):
         hint = "; its fields are not separated as the file's suffix says (.tsv by tabs, .csv by commas)"
     shown = ", ".join(map(repr, present)) or "nothing"

@@ -29,7 +29,7 @@ def check_space(base: Config, space: Space, settings: list[Setting], device: str
     Raises:
         ConfigError: naming the space, the setting and what the trainer would say to it, or that its scores could not be compared with others.
     """
-    raw, checks, wanted = base_of(base), _Checks(device), _scores(base)
+    raw, checks, wanted = base_of(base), _Once(device), _scores(base)
     for setting in settings:
         config = config_of(raw, space, setting)
         try:
@@ -58,8 +58,8 @@ def _check_rate(config: Config, space: Space) -> None:
         )
 
 
-class _Checks:
-    """The checks of one config after the other."""
+class _Once:
+    """The checks of one config after the other; what several have in common is looked at once."""
 
     def __init__(self, device: str):
         self._device = device

@@ -8,7 +8,6 @@ A space is a small YAML or JSON file: dotted config keys, each with a list of va
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 from bertfast.config import Config, load_config, read_json_or_yaml
 from bertfast.errors import BertfastError, ConfigError
+from bertfast.wording import did_you_mean
 
 Setting = dict[str, Any]  # the value of each key of a space
 
@@ -117,8 +117,7 @@ def _values(path: str, key: str, values: Any) -> list[Any] | Range:
 def _range(where: str, values: dict[str, Any]) -> Range:
     for name in values:
         if name not in _RANGE_KEYS:
-            near = difflib.get_close_matches(str(name), _RANGE_KEYS, 1)
-            raise ConfigError(f"{where}: a range has no {name!r}; {f'did you mean {near[0]!r}?' if near else 'its keys: low, high, log'}")
+            raise ConfigError(f"{where}: a range has no {name!r}; {did_you_mean(str(name), _RANGE_KEYS, 'its keys: low, high, log')}")
     low, high, log = (values.get(name) for name in _RANGE_KEYS)
     if any(isinstance(number, bool) or not isinstance(number, int | float) for number in (low, high)) or not low < high:
         raise ConfigError(f"{where}: a range needs numbers low and high, low being less than high")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-
 from bertfast.config import TaskConfig
 from bertfast.errors import ConfigError
 from bertfast.tasks.task import CLASS_METRICS, REGRESSION_METRICS, FileLayout, HubSet, Task
+from bertfast.wording import did_you_mean
 
 
 def get_task(task: str | TaskConfig | Task) -> Task:
@@ -20,8 +19,7 @@ def get_task(task: str | TaskConfig | Task) -> Task:
     if isinstance(task, TaskConfig):
         return _own_task(task)
     if task not in TASKS:
-        near = difflib.get_close_matches(task.lower().replace("-", ""), TASKS, 1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(TASKS)}"
+        hint = did_you_mean(task.replace("-", ""), TASKS, f"known tasks: {', '.join(TASKS)}", cutoff=0.5)
         own = "for data of your own, make it a block with text_columns and label_column"
         raise ConfigError(f"bertfast.task = {task!r}: no such task; {hint} ({own})")
     return TASKS[task]
@@ -40,10 +38,8 @@ def _own_task(config: TaskConfig) -> Task:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ConfigError(f"{where}: label_names holds {twice[0]!r} twice")
-    if config.metric is not None and config.metric not in CLASS_METRICS | REGRESSION_METRICS:
-        known = sorted(CLASS_METRICS | REGRESSION_METRICS)
-        near = difflib.get_close_matches(config.metric, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known metrics: {', '.join(known)}"
+    if config.metric is not None and config.metric not in (known := sorted((*CLASS_METRICS, *REGRESSION_METRICS))):
+        hint = did_you_mean(config.metric, known, f"known metrics: {', '.join(known)}")
         raise ConfigError(f"{where}: metric = {config.metric!r}: there is no such metric; {hint}")
     task = Task(config.name, config.text_columns, config.label_column, label_names=None, metrics=(), main_metric=config.metric or "")
     if names is not None:

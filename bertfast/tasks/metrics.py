@@ -8,15 +8,15 @@ Shapes: n examples, C classes (1 for regression).
 
 from __future__ import annotations
 
-import difflib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
 from bertfast.errors import ConfigError, NonFiniteLossError
+from bertfast.tasks.task import CLASS_METRICS, REGRESSION_METRICS, Task
+from bertfast.wording import did_you_mean
 
-if TYPE_CHECKING:
-    from bertfast.tasks.task import Task
+LOSSES = {"mlm_loss"}  # of pre-training, which computes its metrics itself
 
 
 def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -102,18 +102,12 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (last - (counts - 1) / 2)[places]
 
 
-LOSSES = {"mlm_loss"}  # of pre-training, which computes its metrics itself
-CLASS_METRICS = {"accuracy": accuracy, "f1": f1, "macro_f1": macro_f1, "matthews_correlation": matthews_correlation}
-REGRESSION_METRICS = {"pearson": pearson, "spearman": spearman, "pearson_spearman": pearson_spearman}
-
-
-def _metric(name: str, task: Task):
+def _metric(name: str, task: Task) -> Callable[[np.ndarray, np.ndarray], float]:
     known = REGRESSION_METRICS if task.is_regression else CLASS_METRICS
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        hint = did_you_mean(name, known, f"known: {', '.join(known)}")
         kind = "regression" if task.is_regression else "classes"
         raise ConfigError(f"task {task.name}: there is no metric {name!r} for {kind}; {hint}")
     if name == "f1" and task.num_labels != 2:
         raise ConfigError(f"task {task.name}: the metric 'f1' is for two classes, and there are {task.num_labels}; use 'macro_f1'")
-    return known[name]
+    return globals()[name]  # a metric is the function of its name

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from bertfast.errors import ConfigError, DataError
 
-CLASS_METRICS = frozenset({"accuracy", "f1", "macro_f1", "matthews_correlation"})
-REGRESSION_METRICS = frozenset({"pearson", "spearman", "pearson_spearman"})
+# Each is the function of that name in metrics.py.
+CLASS_METRICS = ("accuracy", "f1", "macro_f1", "matthews_correlation")
+REGRESSION_METRICS = ("pearson", "spearman", "pearson_spearman")
 
 
 @dataclass(frozen=True)

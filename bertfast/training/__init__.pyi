@@ -1,13 +1,5 @@
 from .loader import head_to_train
-from .multitask import Multitasker
-from .pretraining import Pretrainer, PretrainingLoader, pretraining_loss
+from .objectives.masked_words import MaskedWords, pretraining_loss
 from .trainer import Trainer
 
-__all__ = [
-    "Multitasker",
-    "Pretrainer",
-    "PretrainingLoader",
-    "Trainer",
-    "head_to_train",
-    "pretraining_loss",
-]
+__all__ = ["MaskedWords", "Trainer", "head_to_train", "pretraining_loss"]

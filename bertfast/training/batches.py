@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bertfast.config import BatchSizes, InputConfig
-from bertfast.data import EncodedDataset
+from bertfast.data import EncodedDataset, TrainingSet
 from bertfast.engine import Ranks
 from bertfast.packing import PackedBatch, Plan, bucket_of, padded, plan_examples, plan_sequential, plan_tokens, prefetched
 
@@ -16,17 +16,14 @@ from bertfast.packing import PackedBatch, Plan, bucket_of, padded, plan_examples
 class TrainingBatches:
     """The optimizer steps of a run, epoch after epoch, each as this rank's micro-batches."""
 
-    def __init__(self, dataset: EncodedDataset, source: InputConfig, sizes: BatchSizes, seed: int, ranks: Ranks):
+    def __init__(self, dataset: TrainingSet, source: InputConfig, sizes: BatchSizes, seed: int, ranks: Ranks):
         self._dataset, self._source, self._sizes, self._seed, self._ranks = dataset, source, sizes, seed, ranks
         self.plan = self._plan(epoch=0)
         self.steps_per_epoch = len(self.plan)
 
-    def examples_in(self, step: int) -> int:
-        """Examples of the global batch of `step`, counted from 0 over the run. Of the epoch that was last handed out."""
-        return self.plan.num_examples(self._place(step)[1] % len(self.plan))
-
-    def steps(self, first: int, total: int, in_buckets: bool = False) -> Iterator[tuple[int, list[PackedBatch]]]:
-        """(step, this rank's micro-batches, padded to their buckets where asked), made ahead of need on a thread of their own."""
+    def steps(self, first: int, total: int, in_buckets: bool = False) -> Iterator[tuple[int, list[PackedBatch], int]]:
+        """(step, counted from 0 over the run; this rank's micro-batches, padded to their buckets where asked; examples of the global batch), made
+        ahead of need on a thread of their own. `plan` is that of the step that was last handed out."""
         plans = {0: self.plan}  # of the epochs that batches are being made of, and of the one that is handed out
 
         def pack(step: int) -> list[PackedBatch]:
@@ -41,11 +38,11 @@ class TrainingBatches:
 
         steps = range(first, total)
         for step, batches in zip(steps, prefetched(pack, steps, self._ranks.device), strict=False):
-            epoch, _ = self._place(step)
+            epoch, index = self._place(step)
             self.plan = plans[epoch]
             for past in [number for number in list(plans) if number < epoch]:
                 del plans[past]
-            yield step, batches
+            yield step, batches, self.plan.num_examples(index % len(self.plan))
 
     def _place(self, step: int) -> tuple[int, int]:
         """The epoch of a step, and which of its steps it is."""

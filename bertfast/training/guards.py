@@ -7,7 +7,7 @@ import threading
 
 import torch
 
-from bertfast.data import EncodedDataset
+from bertfast.data import TrainingSet
 from bertfast.engine import Ranks
 from bertfast.errors import NonFiniteLossError
 
@@ -20,7 +20,7 @@ class LossWatch:
     It looks when asked, because a look waits for the GPU and for the other ranks.
     """
 
-    def __init__(self, dataset: EncodedDataset, ranks: Ranks):
+    def __init__(self, dataset: TrainingSet, ranks: Ranks):
         self._dataset = dataset
         self._ranks = ranks
         self._pending: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from bertfast.config import BertfastConfig, Config, HeadConfig, InputConfig
 from bertfast.data import EncodedDataset, load_dataset_for
-from bertfast.engine import Ranks, join_ranks
+from bertfast.engine import DTYPES, Ranks, join_ranks
 from bertfast.errors import CheckpointError, ConfigError
 from bertfast.model import BertClassifier
 from bertfast.tasks import Task, get_task
 from bertfast.weights import load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def head_to_train(settings: BertfastConfig) -> tuple[bool, HeadConfig | None]:
@@ -42,13 +38,8 @@ class Loader:
 
     def dataset(self, source: InputConfig, split: str, tokenizer: Any) -> EncodedDataset:
         """A split, encoded: the first rank builds the cache, the others then find it there."""
-        if not self.ranks.is_first:
-            self.ranks.barrier()
-        try:
+        with self.ranks.first_then_others():
             return load_dataset_for(self.task, source, split, tokenizer, self.settings.run.seed, self.settings.truncation)
-        finally:
-            if self.ranks.is_first:
-                self.ranks.barrier()
 
     def training_set(self, tokenizer: Any) -> EncodedDataset:
         """The examples to train on; their task becomes this loader's.

@@ -11,38 +11,38 @@ from typing import Any
 
 import torch
 
-from bertfast.config import Config
+from bertfast.config import RunConfig
 from bertfast.engine import Ranks, load_training_state, save_training_state, saved_facts, whole_state
 from bertfast.errors import CheckpointError, ConfigError
-from bertfast.reporting import LOG_FILE, RESULTS_FILE, write_model_card, write_model_config, write_results
+from bertfast.reporting import LOG_FILE, RESULTS_FILE, write_results
 from bertfast.storage import folders
-from bertfast.tasks import Task
+from bertfast.training.objectives.objective import Objective
 from bertfast.training.state import RunState
 
 
-class Keeper:
+class RunFolder:
     """Writes and restores one run's state. All ranks must call; the first one writes.
 
     identity: what must be equal for a resumed run to be the same run; plain data. results: what results.json would say of a state, for the model
     card. `notes` are lines on what `restore` found and moved.
     """
 
-    def __init__(self, config: Config, task: Task, engine, tokenizer, identity: dict[str, Any], results, ranks: Ranks):
-        self._config, self._task, self._engine, self._tokenizer = config, task, engine, tokenizer
+    def __init__(self, settings: RunConfig, objective: Objective, engine: Any, tokenizer: Any, identity: dict[str, Any], ranks: Ranks):
+        self._settings, self._objective, self._engine, self._tokenizer = settings, objective, engine, tokenizer
         self._identity = json.loads(json.dumps(identity))  # as it comes back from a checkpoint
-        self._results, self._ranks = results, ranks
-        model_dir = Path(config.bertfast.run.model_dir)
+        self._ranks = ranks
+        model_dir = Path(settings.model_dir)
         self.model_folder, self.checkpoints = model_dir / "model", model_dir / "checkpoints"
         self.notes: list[str] = []
 
-    def write_model(self, state: RunState) -> None:
+    def write_model(self, state: RunState, results: dict[str, Any]) -> None:
         """Replace run.model_dir/model by the weights of now, as transformers loads them, with tokenizer and card."""
         weights = whole_state(self._engine)
         if self._ranks.is_first:
-            folders.write_folder(self.model_folder, lambda folder: self._fill(folder, weights, state), state.step)
+            folders.write_folder(self.model_folder, lambda folder: self._fill(folder, weights, results), state.step)
         self._ranks.barrier()
 
-    def save(self, state: RunState) -> None:
+    def save(self, state: RunState, results: dict[str, Any]) -> None:
         """Write a checkpoint to resume from, and remove the oldest beyond run.keep_checkpoints.
 
         Raises:
@@ -51,10 +51,10 @@ class Keeper:
         weights = whole_state(self._engine)
         client_state = {"progress": state._asdict(), "identity": self._identity}
         save_training_state(
-            self._engine, self.checkpoints, state.step, client_state, lambda folder: self._fill(folder, weights, state), self._ranks
+            self._engine, self.checkpoints, state.step, client_state, lambda folder: self._fill(folder, weights, results), self._ranks
         )
         if self._ranks.is_first:
-            folders.prune(self.checkpoints, self._config.bertfast.run.keep_checkpoints)
+            folders.prune(self.checkpoints, self._settings.keep_checkpoints)
 
     def restore(self, resume: bool, path: str | None) -> RunState:
         """The state to start from: with `resume` that of `path`, or of the newest whole checkpoint; else a fresh one.
@@ -90,7 +90,7 @@ class Keeper:
         """Write results.json, and the card of the model with all that is now known of the run."""
         if self._ranks.is_first:
             write_results(self.model_folder.parent, results)
-            self._write_card(self.model_folder, results)
+            self._objective.write_cards(self.model_folder, results)
             folders.seal(self.model_folder, folders.sealed_step(self.model_folder))
         self._ranks.barrier()
 
@@ -160,14 +160,8 @@ class Keeper:
         except OSError as error:
             raise CheckpointError(f"{aside}: {self.checkpoints} cannot be set aside there: {error.strerror or error}") from None
 
-    def _fill(self, folder: Path, weights: dict[str, torch.Tensor], state: RunState) -> None:
-        self._engine.module.save_pretrained(folder, weights)
-        self._tokenizer.save_pretrained(folder)
-        write_model_config(folder, self._config, self._task)
-        self._write_card(folder, self._results(state))
-
-    def _write_card(self, folder: Path, results: dict[str, Any]) -> None:
-        write_model_card(folder, results, self._config, self._task)
+    def _fill(self, folder: Path, weights: dict[str, torch.Tensor], results: dict[str, Any]) -> None:
+        self._objective.write_model(folder, self._engine.module, weights, self._tokenizer, results)
 
     def _refuse_to_overwrite(self) -> None:
         existing = folders.steps_in(self.checkpoints)

@@ -18,6 +18,7 @@ from bertfast.errors import CheckpointError
 from bertfast.storage import folders, give_usual_mode
 from bertfast.weights.google import CONFIG_FILE as OLD_CONFIG_FILE
 from bertfast.weights.google import find_tensorflow_checkpoint, read_tensorflow
+from bertfast.wording import reason
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -134,8 +135,7 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: the index names it, but it is not there") from None
     except pickle.UnpicklingError as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise CheckpointError(f"{file}: safe loading refuses it: it holds more than tensors, or is cut short ({reason})") from error
+        raise CheckpointError(f"{file}: safe loading refuses it: it holds more than tensors, or is cut short ({reason(error)})") from error
     except Exception as error:  # safetensors and torch raise many kinds; each means that the file cannot be read
         raise CheckpointError(f"{file}: cannot be read ({type(error).__name__}: {error}); it may be cut short") from error
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bertfast.errors import CheckpointError
 from bertfast.tasks import Task
 from bertfast.weights.folder import read_config
+from bertfast.wording import reason
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -30,8 +31,7 @@ def load_tokenizer(folder: Path, bert: BertConfig, belongs_to: Path | None = Non
     try:
         tokenizer = _from_files(folder)
     except Exception as error:  # tokenizers raises plain Exceptions; each means that the files cannot be read
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({reason}); name one as bertfast.model.tokenizer") from None
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({reason(error)}); name one as bertfast.model.tokenizer") from None
     if len(tokenizer) > bert.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {len(tokenizer):,} tokens, but the model has {bert.vocab_size:,} word embeddings; "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertfast.errors import ExportError
+from bertfast.wording import reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,8 +63,7 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(source, options, providers=wanted)
     except Exception as error:  # onnxruntime's errors share no base class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{name}: onnxruntime {onnxruntime.__version__} cannot open it ({reason})") from None
+        raise ExportError(f"{name}: onnxruntime {onnxruntime.__version__} cannot open it ({reason(error)})") from None
     if wanted[0] != CPU and session.get_providers()[0] != wanted[0]:  # it falls back to the CPU with a warning in the log, no more
         raise ExportError(f"{wanted[0]} could not be started. {_advice(wanted[0], onnxruntime)}")
     return session

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast.config.schema import TaskConfig
-from bertfast.data import cache, encoded
+from bertfast.data import cache
 from bertfast.data.cache import CacheWriter, cache_folder, header_of
 from bertfast.data.encoded import EncodedDataset, open_cached
 from bertfast.data.tokenizing import TokenBlock
@@ -63,11 +63,11 @@ def sequences_of(batch):
 def test_batch_gives_back_what_was_written(tmp_path_factory, sequences, blocks, per_batch, data):
     indices = data.draw(st.lists(st.integers(-1, len(sequences) - 1), max_size=40))
     labels = np.arange(len(sequences), dtype=np.int32) % 3
-    before, encoded.BATCH_EXAMPLES = encoded.BATCH_EXAMPLES, per_batch
+    before, cache.BATCH_EXAMPLES = cache.BATCH_EXAMPLES, per_batch
     try:
         dataset = build(tmp_path_factory.mktemp("cache"), sequences, labels, blocks)
     finally:
-        encoded.BATCH_EXAMPLES = before
+        cache.BATCH_EXAMPLES = before
     batch = dataset.batch(np.array(indices, dtype=np.int64))
     wanted = [list(FILLER) if index < 0 else sequences[index] for index in indices]
     assert sequences_of(batch) == wanted

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bertfast.config.blocks import InputConfig, PretrainConfig
+from bertfast.config.load import load_config
 from bertfast.config.schema import TaskConfig
 from bertfast.data import corpus as corpus_module
 from bertfast.data.corpus import DOCUMENT_LINES, Corpus, documents_of_files, documents_of_texts
@@ -271,12 +272,6 @@ def test_text_files_and_the_text_of_tasks(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     "entry, words",
     [
-        pytest.param({"data_dir": "x"}, "names no task", id="no-task"),
-        pytest.param(
-            {"task": "sst2", "data_dirs": "x"}, "unknown key 'data_dirs'; an entry has a task, and data_dir or data_file", id="key"
-        ),
-        pytest.param({"task": "sst2", "input_fn": "a:b"}, "unknown key 'input_fn'", id="function"),
-        pytest.param({"task": "sst2", "data_dir": "x", "data_file": "y"}, "give one of data_dir, data_file", id="two-sources"),
         pytest.param({"task": "mine"}, "task 'mine' is not one of the known ones .*: .*sst2.*Text of your own goes into", id="own-task"),
         pytest.param({"task": "ax"}, "task 'ax' is not one of the known ones that have training text", id="no-training-text"),
     ],
@@ -284,6 +279,25 @@ def test_text_files_and_the_text_of_tasks(tokenizer, tmp_path):
 def test_inputs_that_cannot_be(tokenizer, tmp_path, entry, words):
     with pytest.raises(ConfigError, match=f"bertfast.pretrain.inputs: .*{words}"):
         load(tmp_path, tokenizer, text_files=[write_text(tmp_path)], inputs=[entry])
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        pytest.param({"data_dir": "x"}, r"bertfast.pretrain.inputs.0.task is missing", id="no-task"),
+        pytest.param(
+            {"task": "sst2", "data_dirs": "x"}, "unknown key 'data_dirs' in bertfast.pretrain.inputs.0; did you mean 'data_dir'", id="key"
+        ),
+        pytest.param(
+            {"task": "sst2", "input_fn": "a:b"}, "unknown key 'input_fn' in bertfast.pretrain.inputs.0; known keys: data_dir", id="function"
+        ),
+        pytest.param({"task": "sst2", "data_dir": "x", "data_file": "y"}, "inputs.0: give one of data_dir and data_file", id="two-sources"),
+    ],
+)
+def test_inputs_are_held_against_their_keys_with_the_config(entry, words):
+    config = {"bertfast": {"model": {"checkpoint": "bert"}, "pretrain": {"text_files": ["a.txt"], "inputs": [entry]}}}
+    with pytest.raises(ConfigError, match=words):
+        load_config(config)
 
 
 @pytest.mark.parametrize("split, key, files", [("train", "train_input", "text_files"), ("dev", "eval_input", "eval_text_files")])

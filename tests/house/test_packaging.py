@@ -146,7 +146,7 @@ def test_an_installed_wheel_finds_its_configs(site, installed):
 def test_a_folder_called_configs_beside_an_installed_wheel_is_not_ours(site, tmp_path):
     (site / "configs").mkdir()
     (site / "configs" / "theirs.json").write_text("{}")
-    code = "from bertfast.config import find_config; find_config('theirs.json')"
+    code = "from bertfast.config.files import find_config; find_config('theirs.json')"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True
     )

@@ -9,7 +9,7 @@ from bertfast.model.bert import BertClassifier, RandomBits
 from bertfast.model.pretrainer import BertPretrainer
 from bertfast.packing.batch import PackedBatch
 from bertfast.packing.masking import MaskedBatch, Masking
-from bertfast.training.pretraining import pretraining_loss
+from bertfast.training.objectives.masked_words import pretraining_loss
 from bertfast.weights.names import from_transformers_names
 from tests.model.test_bert import bert_config
 from tests.support.tolerances import GRADIENT, LOGITS

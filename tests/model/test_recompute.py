@@ -59,7 +59,9 @@ def test_gradients_have_the_same_bits(bits, p, dtype):
     assert all(torch.equal(a, b) for a, b in zip(truth, found, strict=True))
 
 
-def test_a_run_with_it_has_the_losses_of_one_without(tmp_path):
+def test_a_run_with_it_has_the_losses_of_one_without(tmp_path, monkeypatch):
+    from bertfast.engine.build import build_engine
+    from bertfast.training import preparation
     from bertfast.training.trainer import Trainer
 
     config = write_task(tmp_path)
@@ -67,9 +69,10 @@ def test_a_run_with_it_has_the_losses_of_one_without(tmp_path):
     for name, value in (("plain", False), ("selective", "selective")):
         config["bertfast"]["model"]["gradient_checkpointing"] = value
         config["bertfast"]["run"]["model_dir"] = str(tmp_path / name)
-        trainer = Trainer(load_config(config), device="cpu")
-        trainer.fit()
-        assert {layer.recomputes for layer in trainer.engine.module.layers} == {bool(value)}
+        engines = []
+        monkeypatch.setattr(preparation, "build_engine", lambda *given, engines=engines: engines.append(build_engine(*given)) or engines[0])
+        Trainer(load_config(config), device="cpu").fit()
+        assert {layer.recomputes for layer in engines[0].module.layers} == {bool(value)}
     assert losses(tmp_path, "plain") == losses(tmp_path, "selective")
 
 

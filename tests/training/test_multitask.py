@@ -351,10 +351,10 @@ def test_a_task_that_is_not_known_is_named(folder, capsys):
 
 
 def test_models_of_other_tasks_are_not_evaluated(folder):
-    from bertfast.training.multitask import Multitasker
+    from bertfast.training.trainer import Trainer
 
     with pytest.raises(BertfastError, match="holds no model of task verdict"):
-        Multitasker(load_config(folder / "config.json"), device="cpu", checkpoint_path=str(folder / "bert")).evaluate()
+        Trainer(load_config(folder / "config.json"), device="cpu", checkpoint_path=str(folder / "bert")).evaluate()
 
 
 def test_validate_checks_every_task(folder):

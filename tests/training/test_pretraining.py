@@ -12,7 +12,7 @@ from transformers import BertForPreTraining
 
 from bertfast.config.load import load_config
 from bertfast.engine.ranks import Ranks
-from bertfast.training.pretraining import PretrainingLoader
+from bertfast.training.objectives.masked_words import MaskedWords
 from tests.model.test_pretrainer import padded
 from tests.support.runs import losses, start, train, write_task
 from tests.support.tiny_bert import WORDS
@@ -83,8 +83,8 @@ def test_a_step_takes_the_gradient_of_transformers_in_one_micro_step_or_two(task
 
 
 def training_set(task):
-    loader = PretrainingLoader(load_config(task / "config.json"), Ranks(0, 1, torch.device("cpu")))
-    return loader.training_set(loader.tokenizer())
+    objective = MaskedWords(load_config(task / "config.json"), Ranks(0, 1, torch.device("cpu")))
+    return objective.training_set(objective.tokenizer())
 
 
 def test_a_resumed_run_meets_the_same_masks(task):

@@ -28,11 +28,13 @@ class Killed(BaseException):
 def metric():
     """In the place of the accuracy, which these few steps do not move: a number that moves with the weights, up to step 9 and then down."""
     need_deepspeed()
-    from bertfast.training import trainer
+    from bertfast.training.objectives import classification
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            trainer, "compute_metrics", lambda task, logits, _: {"accuracy": -abs(float((logits[:, 1] - logits[:, 0]).mean()) - 0.128)}
+            classification,
+            "compute_metrics",
+            lambda task, logits, _: {"accuracy": -abs(float((logits[:, 1] - logits[:, 0]).mean()) - 0.128)},
         )
         yield
 
@@ -73,17 +75,17 @@ def stop_at(monkeypatch, step):
 
 
 def kill_at(monkeypatch, method, call):
-    """The next run is killed as it enters a call of the keeper's method, counted from 1."""
-    from bertfast.training.run_folder import Keeper
+    """The next run is killed as it enters a call of the run folder's method, counted from 1."""
+    from bertfast.training.run_folder import RunFolder
 
-    real, calls = getattr(Keeper, method), iter(range(1, 99))
+    real, calls = getattr(RunFolder, method), iter(range(1, 99))
 
-    def enter(self, state):
+    def enter(self, *given):
         if next(calls) == call:
             raise Killed
-        real(self, state)
+        real(self, *given)
 
-    monkeypatch.setattr(Keeper, method, enter)
+    monkeypatch.setattr(RunFolder, method, enter)
 
 
 def evaluations(folder):
@@ -282,9 +284,9 @@ def test_an_evaluation_leaves_the_model_alone_that_is_being_written(task, run, t
 
 
 def test_a_metric_that_is_never_a_number_leaves_the_last_model(run, tmp_path, monkeypatch):
-    from bertfast.training.trainer import Trainer
+    from bertfast.training.objectives.classification import Classification
 
-    monkeypatch.setattr(Trainer, "_score", lambda self, metrics: float("nan"))
+    monkeypatch.setattr(Classification, "score", lambda self, metrics: float("nan"))
     results = run(max_steps=4, warmup_steps=0)
     assert results["metrics"] == {} and results["training"]["best_step"] is None
     assert folders.sealed_step(tmp_path / "run" / "model") == 4 and np.isfinite(results["training"]["samples_per_second"])

@@ -1,4 +1,4 @@
-"""Further pre-training: masked language modelling, with next-sentence prediction or alone, on packed batches with DeepSpeed.
+"""Further pre-training: masked language modelling, with next-sentence prediction or alone.
 
 The loss is BertForPreTraining's over the global batch: the mean over its masked tokens, plus the mean over its examples for the sentences.
 """
@@ -11,60 +11,70 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bertfast.config import InputConfig
+from bertfast.config import BertfastConfig, Config, InputConfig
 from bertfast.data import PRETRAINING, PretrainingSet, load_pretraining_set
-from bertfast.engine import join_ranks
+from bertfast.engine import DTYPES, Ranks, join_ranks
 from bertfast.errors import CheckpointError, ConfigError
 from bertfast.model import BertPretrainer
 from bertfast.packing import MaskedBatch, PackedBatch, plan_sequential, prefetched
-from bertfast.tasks import get_task
-from bertfast.training.loader import DTYPES, Loader
-from bertfast.training.state import RunState
-from bertfast.training.trainer import Trainer
+from bertfast.tasks import Task, get_task
+from bertfast.training.loader import Loader
+from bertfast.training.objectives.objective import Forward, MicroLoss, Objective, Totals
 from bertfast.weights import model_folder, read_config, resolve_folder
 
+# M masked tokens of a micro-batch, V vocabulary, B examples, C = 2: the next sentence, or a random one
 
-class PretrainingLoader(Loader):
-    """Text in the place of a task's examples, and a model with the pre-training heads."""
 
-    def __init__(self, config, ranks):
+class MaskedWords(Objective):
+    """What a config's `pretrain` block says: text in the place of a task's examples, and a model with the pre-training heads."""
+
+    def __init__(self, config: Config, ranks: Ranks):
         super().__init__(config, ranks)
         if self.settings.pretrain is None:
             raise ConfigError(
                 "there is no bertfast.pretrain block; it names the text to pre-train on (it may be empty: {} takes the task's)"
             )
-        self.source_task, self.task = get_task(self.settings.task), PRETRAINING
-        self.pretrain = self.settings.pretrain
+        self._pretrain, self._source_task, self._next_sentence_fault = self.settings.pretrain, get_task(self.settings.task), ""
+
+    @classmethod
+    def fits(cls, settings: BertfastConfig) -> bool:
+        return settings.pretrain is not None
+
+    @property
+    def task(self) -> Task:
+        return PRETRAINING
 
     def training_set(self, tokenizer: Any) -> PretrainingSet:
         source = self.settings.train_input or InputConfig()
-        return self._load(source, self.source_task.train_splits[0], tokenizer)
+        return self._load(source, self._source_task.train_splits[0], tokenizer)
 
     def evaluation_sets(self, tokenizer: Any) -> dict[str, PretrainingSet]:
-        source = self.settings.eval_input or self.settings.train_input or InputConfig()
-        if self.pretrain.eval_text_files:
+        """The held-out text, or the task's splits."""
+        source = self.evaluation_source
+        if self._pretrain.eval_text_files:
             if self.settings.eval_input is None:
                 source = source.model_copy(update={"max_examples": None})  # that of train_input is not meant for held-out text
             return {"dev": self._load(source, "dev", tokenizer)}
-        if self.settings.eval_input is None or self.pretrain.text_files:
+        if self.settings.eval_input is None or self._pretrain.text_files:
             return {}
-        return {split: self._load(source, split, tokenizer) for split in self.source_task.eval_splits}
+        return {split: self._load(source, split, tokenizer) for split in self._source_task.eval_splits}
 
-    def model(self, folder_or_name: str, new_head: bool) -> BertPretrainer:
+    def model(self, checkpoint: str | None = None) -> BertPretrainer:
         settings = self.settings.model
         dropout = {name: getattr(settings, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
-        return BertPretrainer.from_pretrained(model_folder(folder_or_name), self.pretrain.next_sentence, settings.strict, dropout)
+        folder = model_folder(checkpoint or settings.checkpoint)
+        return BertPretrainer.from_pretrained(folder, self._pretrain.next_sentence, settings.strict, dropout)
 
     def trained(self, folder: str, precision: str) -> tuple[BertPretrainer, Any]:
-        """A pre-trained model, ready for inference on this rank's device, and its tokenizer.
+        """See Objective.
 
         Raises:
             CheckpointError: the folder holds no head for masked words or, where the config asks for them, for next sentences.
         """
         if self.ranks.world_size > 1:
             join_ranks(self.ranks)
-        tokenizer = self.tokenizer(folder, folder)
-        model = self.model(folder, new_head=False)
+        tokenizer = Loader(self.config, self.ranks).tokenizer(folder, folder)
+        model = self.model(folder)
         missing = [name for name in model.load_report.missing if not name.startswith(("layers.", "embedding"))]
         if missing:
             raise CheckpointError(
@@ -73,47 +83,23 @@ class PretrainingLoader(Loader):
             )
         return model.to(self.ranks.device, DTYPES[precision]).eval(), tokenizer
 
-    def _load(self, source: InputConfig, split: str, tokenizer: Any) -> PretrainingSet:
-        """The first rank builds the cache, the others then find it there."""
-        vocab_size = read_config(resolve_folder(model_folder(self.settings.model.checkpoint))).vocab_size
-        if not self.ranks.is_first:
-            self.ranks.barrier()
-        try:
-            return load_pretraining_set(self.source_task, source, split, self.pretrain, tokenizer, vocab_size, self.settings.run.seed)
-        finally:
-            if self.ranks.is_first:
-                self.ranks.barrier()
+    def begin(self, train_set: PretrainingSet, steps_per_epoch: int, total_steps: int) -> None:
+        self._next_sentence_fault = train_set.next_sentence_fault
 
-
-class Pretrainer(Trainer):
-    """Pre-train further as a config's `pretrain` block says; see Trainer. Leaves in run.model_dir what training leaves."""
-
-    pretrains = True
-    loader_class = PretrainingLoader
-
-    def _loss(self) -> None:
-        return None
-
-    def _opening_lines(self, state: RunState) -> list[str]:
-        fault = self.train_set.next_sentence_fault
-        return super()._opening_lines(state) + ([f"warning: {fault}"] if fault else [])
-
-    def _step(self, step: int, batches: list[MaskedBatch]) -> torch.Tensor:
+    def totals(self, batches: list[MaskedBatch], examples: int) -> Totals:
         masked = torch.full((), sum(len(batch.masked_rows) for batch in batches), dtype=torch.float32, device=self.ranks.device)
-        self.n_masked = self.ranks.sum(masked).clamp(min=1)  # of the global batch; a tensor, so that a GPU is not waited for
-        return super()._step(step, batches)
+        return Totals(examples, self.ranks.sum(masked).clamp(min=1))
 
-    def _micro_step(self, step: int, micro_step: int, batch: PackedBatch, n_examples: int) -> torch.Tensor:
-        logits_MV, nsp_BC = self.engine(batch, self._random_bits(step, micro_step))
-        loss, losses_M = pretraining_loss(logits_MV, nsp_BC, batch, self.n_masked, n_examples)
+    def loss(self, forward: Forward, batch: MaskedBatch, totals: Totals) -> MicroLoss:
+        logits_MV, nsp_BC = forward(batch)
+        share, losses_M = pretraining_loss(logits_MV, nsp_BC, batch, totals.masked_words, totals.examples)
         owners = torch.searchsorted(batch.cu_seqlens.long(), batch.masked_rows, right=True) - 1
         of_example_B1 = losses_M.detach().new_zeros(batch.num_sequences).index_add(0, owners, losses_M.detach())[:, None]
-        self.watch.add(step, loss, of_example_B1, batch.example_ids)
-        return loss
+        return MicroLoss(share, of_example_B1, batch.example_ids)
 
-    def _metrics(self, model: Any, dataset: PretrainingSet) -> dict[str, float]:
+    def metrics(self, model: Any, dataset: PretrainingSet) -> dict[str, float]:
         """mlm_loss and mlm_accuracy over the masked tokens, perplexity, and with next sentences nsp_loss and nsp_accuracy."""
-        source = self.settings.eval_input or self.settings.train_input or InputConfig()
+        source = self.evaluation_source
         plan = plan_sequential(
             dataset.lengths, source.batch_size, tokens_per_batch=source.tokens_per_batch, world_size=self.ranks.world_size
         )
@@ -130,9 +116,18 @@ class Pretrainer(Trainer):
         masked, mlm, right, examples, nsp, told = self.ranks.sum(sums).tolist()
         loss = mlm / max(masked, 1)
         metrics = {"mlm_loss": loss, "mlm_accuracy": right / max(masked, 1), "perplexity": math.exp(min(loss, 700.0))}
-        if self.settings.pretrain.next_sentence:
+        if self._pretrain.next_sentence:
             metrics |= {"nsp_loss": nsp / max(examples, 1), "nsp_accuracy": told / max(examples, 1)}
         return metrics
+
+    def lines(self) -> list[str]:
+        return [f"warning: {self._next_sentence_fault}"] if self._next_sentence_fault else []
+
+    def _load(self, source: InputConfig, split: str, tokenizer: Any) -> PretrainingSet:
+        """The first rank builds the cache, the others then find it there."""
+        vocab_size = read_config(resolve_folder(model_folder(self.settings.model.checkpoint))).vocab_size
+        with self.ranks.first_then_others():
+            return load_pretraining_set(self._source_task, source, split, self._pretrain, tokenizer, vocab_size, self.settings.run.seed)
 
 
 def pretraining_loss(

@@ -1,0 +1,196 @@
+"""What a run knows before its first step: data, model, plan, engine, folder; and what it can say of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bertfast.config import (
+    BatchSizes,
+    Config,
+    check_monitors,
+    resolve_batch_sizes,
+    resolve_deepspeed,
+    resolve_total_steps,
+)
+from bertfast.data import TrainingSet
+from bertfast.engine import Capture, GraphedForward, Ranks, build_engine, graphs_for, join_ranks
+from bertfast.model import RandomBits
+from bertfast.reporting import RECIPE_BLOCKS, changed
+from bertfast.training.batches import TrainingBatches
+from bertfast.training.loader import check_fit
+from bertfast.training.objectives.objective import Objective
+from bertfast.training.run_folder import RunFolder
+from bertfast.training.state import RunState
+from bertfast.wording import counted
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, ready for its first step. Nothing of it changes but what it holds: the engine's weights and the folder's files."""
+
+    config: Config
+    objective: Objective
+    ranks: Ranks
+    precision: str
+    sizes: BatchSizes
+    train_set: TrainingSet
+    eval_sets: dict[str, Any]
+    batches: TrainingBatches
+    total_steps: int
+    invariant_dropout: bool  # its bits are keyed by example, and not by micro-batch
+    model_summary: str  # what became of the checkpoint's weights
+    engine: Any  # DeepSpeed's, around the model
+    graphs: GraphedForward | None
+    graphs_line: str | None
+    folder: RunFolder
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.batches.steps_per_epoch
+
+    @property
+    def eval_every(self) -> int | None:
+        """Steps between evaluations; None where there is nothing to evaluate on."""
+        return (self.config.bertfast.run.eval_steps or self.steps_per_epoch) if self.eval_sets else None
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.config.bertfast.run.save_steps or self.eval_every or self.steps_per_epoch
+
+    def is_due(self, step: int, every: int | None) -> bool:
+        """Whether something that happens every so many steps, and after the last one, happens after `step` of them."""
+        return every is not None and (step % every == 0 or step == self.total_steps)
+
+    def random_bits(self, step: int, micro_step: int) -> RandomBits:
+        """Dropout's bits, from seed and step alone, so that a resumed run meets the same."""
+        place = None if self.invariant_dropout else (micro_step, self.ranks.rank)
+        return RandomBits.of_step(self.config.bertfast.run.seed, step, self.ranks.device, place)
+
+    def opening_lines(self, state: RunState) -> list[str]:
+        """What a person is told before the first step."""
+        plan, sizes = self.batches.plan, self.sizes
+        shape = f"{counted(sizes.world_size, 'rank')} x {counted(sizes.micro_steps, 'micro-step')} on {self.ranks.device.type}, {self.precision}"
+        lines = [
+            self.model_summary,
+            f"{len(self.train_set):,} examples of {self.objective.task.name}, {self.total_steps} steps of "
+            f"{plan.examples / self.steps_per_epoch:,.0f} examples ({shape}), share of real tokens {plan.fill:.1%}",
+        ]
+        asked = self.config.zero.stage
+        if asked != self.engine.zero_optimization_stage():
+            lines.append(f"ZeRO stage {asked} has nothing to divide on one rank: it runs as stage 0")
+        resuming = f"resuming after step {state.step}" if state.step else None
+        lines += [line for line in (self.graphs_line, *self.folder.notes, resuming) if line]
+        return lines + self.objective.lines()
+
+    def results(self, state: RunState) -> dict[str, Any]:
+        """What results.json would say of a state."""
+        seconds, task = max(state.seconds, 1e-9), self.objective.task
+        return {
+            "task": task.name,
+            "main_metric": task.main_metric,
+            "metrics": state.metrics or {},
+            "training": {
+                "steps": state.step,
+                "best_step": state.best_step,
+                "epochs": round(state.step / self.steps_per_epoch, 4),
+                "examples": state.examples,
+                "train_seconds": round(state.seconds, 3),
+                "samples_per_second": round(state.examples / seconds, 2),
+                "tokens_per_second": round(state.tokens / seconds, 1),
+                "real_token_share": round(self.batches.plan.fill, 5),
+                "real_token_share_if_padded": round(state.tokens / max(state.padded_tokens, 1), 5),
+                "batch_size": self.sizes.global_batch,
+                "world_size": self.ranks.world_size,
+                "device": self.ranks.device.type,
+                "precision": self.precision,
+                "zero_stage": self.engine.zero_optimization_stage(),
+                **({} if self.graphs is None else {"cuda_graphs": dict(self.graphs.counts)}),
+            },
+            **self.objective.results(state.best),
+        }
+
+
+def prepare(
+    config: Config,
+    objective: Objective,
+    ranks: Ranks,
+    precision: str,
+    mark: Callable[[str], None],
+    capture: type[Capture] | None = None,
+) -> Run:
+    """Load what the objective needs, hold data and model against each other, plan, and start the engine.
+
+    Args:
+        precision: "fp16", "bf16" or "fp32".
+        mark: told the name of each stage as it ends.
+        capture: what records CUDA graphs, where it is not torch.
+
+    Raises:
+        BertfastError: the config, data or checkpoint cannot be used (see bertfast.errors).
+    """
+    settings = config.bertfast
+    check_monitors(config.deepspeed)
+    sizes = resolve_batch_sizes(config, ranks.world_size)
+    join_ranks(ranks)
+    mark("DeepSpeed and the process group")
+    tokenizer = objective.tokenizer()
+    mark("tokenizer")
+    train_set, eval_sets = objective.training_set(tokenizer), objective.evaluation_sets(tokenizer)
+    mark("data")
+    torch.manual_seed(settings.run.seed)
+    model = objective.model()
+    for dataset in (train_set, *eval_sets.values()):
+        check_fit(dataset, model)
+    mark("model")
+    batches = TrainingBatches(train_set, settings.train_input, sizes, settings.run.seed, ranks)
+    total_steps = resolve_total_steps(settings, batches.steps_per_epoch)
+    objective.begin(train_set, batches.steps_per_epoch, total_steps)
+    asked = settings.run.packing_invariant_dropout
+    invariant_dropout = ranks.device.type != "cpu" if asked is None else asked
+    summary = model.load_report.summary()
+    engine = build_engine(model, config, sizes, total_steps, ranks, batches.steps_per_epoch)
+    graphs, graphs_line = graphs_for(model, config, sizes, ranks.device, invariant_dropout, capture)
+    identity = {
+        "seed": settings.run.seed,
+        "world_size": ranks.world_size,
+        "batch size": sizes.global_batch,
+        "micro-steps": sizes.micro_steps,
+        "planner": batches.plan.planner,
+        "steps per epoch": batches.steps_per_epoch,
+        "training examples": len(train_set),
+        "training tokens": int(train_set.lengths.sum(dtype=np.int64)),
+        "optimizer": _optimizer_settings(config, sizes, total_steps, ranks, model.config.hidden_size),
+        **{name: changed(getattr(settings, name)) for name in RECIPE_BLOCKS},
+        **objective.identity(),
+    }
+    folder = RunFolder(settings.run, objective, engine, tokenizer, identity, ranks)
+    mark("engine")
+    return Run(
+        config,
+        objective,
+        ranks,
+        precision,
+        sizes,
+        train_set,
+        eval_sets,
+        batches,
+        total_steps,
+        invariant_dropout,
+        summary,
+        engine,
+        graphs,
+        graphs_line,
+        folder,
+    )
+
+
+def _optimizer_settings(config: Config, sizes: BatchSizes, total_steps: int, ranks: Ranks, hidden_size: int) -> dict[str, Any]:
+    """The optimizer's settings, no "auto" among them: its state, which a checkpoint holds, has them too, and would overrule a config's."""
+    block = resolve_deepspeed(config, sizes, total_steps, ranks.device.type, hidden_size)["optimizer"]
+    return {"type": str(block["type"]).lower(), "params": {**block["params"]}}

@@ -15,7 +15,7 @@ bench: .venv/installed
 
 bench-full: .venv/installed
 	.venv/bin/python -m bench --output bench/results
-	.venv/bin/python -m bench.report --readme README.md
+	.venv/bin/python -m bench.report
 
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench.harness import ROOT
+from bench import ROOT
 
 SUITES = {  # suite: its words with --quick, its words without
     "packing": (["--quick"], []),

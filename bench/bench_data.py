@@ -22,8 +22,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.harness import ROOT, keep, provenance, quartiles
-from bench.intervals import Ratio, take_turns, timing_rows
+from bench import ROOT
+from bench.harness.intervals import Ratio, take_turns, timing_rows
+from bench.harness.provenance import provenance
+from bench.harness.rows import keep, quartiles
 from bertfast.config.blocks import InputConfig
 from bertfast.data.load import encode
 from bertfast.data.tokenizing import tokenise

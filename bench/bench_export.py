@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.harness import keep, provenance
-from bench.intervals import MIN_ROUNDS, Ratio, significant, take_turns, timing_rows
-from bench.workloads import write_model
+from bench.cases.workloads import write_model
+from bench.harness.intervals import MIN_ROUNDS, Ratio, significant, take_turns, timing_rows
+from bench.harness.provenance import provenance
+from bench.harness.rows import keep
 
 try:
     from bertfast_export.classifier import OnnxClassifier
@@ -40,6 +41,7 @@ except ModuleNotFoundError as missing:
 
 SHAPES = ("1x16", "1x128", "1x512", "8x16", "8x128", "8x512", "32x16", "32x128", "32x512")  # texts x tokens
 WARM_UP = 3
+OPTIMUM = "Optimum's export"
 _PADDED = """
 import csv, json, sys
 import torch
@@ -81,7 +83,7 @@ def onnx_file(path: Path, threads: int) -> Run:
 
 
 def compare(contenders: dict[str, Callable[[], object]], rounds: int, common: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each contender: milliseconds, and the ratio to the first."""
+    """A row for each contender: milliseconds, and its ratios to the first, to torch.compile and to Optimum's export, where they are there."""
 
     def turn(run: Callable[[], object]) -> Callable[[int], float]:
         def timed(_: int) -> float:
@@ -92,7 +94,7 @@ def compare(contenders: dict[str, Callable[[], object]], rounds: int, common: di
         return timed
 
     seconds = take_turns({name: turn(run) for name, run in contenders.items()}, rounds, WARM_UP)
-    rows = timing_rows(common, seconds, [next(iter(contenders)), "torch.compile"])
+    rows = timing_rows(common, seconds, [next(iter(contenders)), "torch.compile", OPTIMUM])
     return [{**row, "milliseconds": [significant(1e3 * value) for value in row["seconds"]]} for row in rows]
 
 
@@ -121,7 +123,7 @@ def optimum_graph(folder: Path, checkpoint: str) -> dict[str, Path]:
     from optimum.onnxruntime import ORTModelForSequenceClassification
 
     ORTModelForSequenceClassification.from_pretrained(checkpoint, export=True).save_pretrained(folder / "optimum")
-    return {"Optimum": folder / "optimum" / "model.onnx"}
+    return {OPTIMUM: folder / "optimum" / "model.onnx"}
 
 
 def agreement_of(bundle: Path) -> dict[str, float]:

@@ -28,12 +28,14 @@ import numpy as np
 import torch
 
 from bench.bench_step import PACKAGES, measure, summary
-from bench.contest import Job, contest
-from bench.harness import keep, machine_rates, provenance
-from bench.intervals import MIN_ROUNDS, significant
-from bench.pair_files import write_pairs
-from bench.peers import PEERS, Contender, Peer, build, peers_for
-from bench.workloads import MODELS, Examples, lengths_of, write_model
+from bench.cases.pair_files import write_pairs
+from bench.cases.workloads import MODELS, Examples, lengths_of, write_model
+from bench.contests.peers import PEERS, Contender, Peer, build, peers_for
+from bench.contests.step_contest import Job, contest
+from bench.harness.intervals import MIN_ROUNDS, significant
+from bench.harness.provenance import provenance
+from bench.harness.roofline import machine_rates
+from bench.harness.rows import keep
 
 PARTS = ("step", "rate", "epochs", "busy", "losses", "memory")
 MNLI_PAIRS, MNLI_DEV_PAIRS = 392_702, 19_647

@@ -22,22 +22,18 @@ from typing import Any, NamedTuple
 import torch
 import torch._functorch.config
 
-from bench.harness import (
-    ROOT,
-    Roofline,
-    errors_of,
-    gpu_state,
-    input_sets,
-    measure_roofline,
-    prepare,
-    provenance,
-    quartiles,
-    time_in_turn,
-    write_row,
-)
+from bench import ROOT
+from bench.harness.errors import errors_of
+from bench.harness.provenance import gpu_state, provenance
+from bench.harness.replays import input_sets, prepare, time_in_turn
+from bench.harness.roofline import Roofline, measure_roofline
+from bench.harness.rows import quartiles, write_row
 
 PACKAGES = ("torch", "triton", "numpy", "liger-kernel")
 OPS = ("varlen_attention", "dropout_add_layer_norm", "bias_gelu", "embedding_layer_norm", "cross_entropy")
+
+
+TESTS = ("tests/kernels", "tests/model/test_triton.py", "-m", "interpreted", "--ignore-glob=*/test_mutations.py")  # what runs on Triton
 
 
 class Goal(NamedTuple):
@@ -69,7 +65,7 @@ GOALS = (
 
 def measure_case(case: Any, roofline: Roofline, rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """One row a contender and direction."""
-    from bench.kernel_cases import DIRECTIONS, DTYPE, calls_of
+    from bench.cases.kernel_cases import DIRECTIONS, DTYPE, calls_of
 
     sets = input_sets(case.set_bytes, device.type == "cuda")
     rows = []
@@ -101,7 +97,7 @@ def measure_case(case: Any, roofline: Roofline, rounds: int, device: torch.devic
 
 def measure_errors(case: Any) -> dict[str, Any]:
     """Our output and gradients against float64, at the size of the case."""
-    from bench.kernel_cases import DTYPE
+    from bench.cases.kernel_cases import DTYPE
 
     op, inputs = case.check()
     errors = errors_of(op, inputs, DTYPE)
@@ -111,8 +107,8 @@ def measure_errors(case: Any) -> dict[str, Any]:
 
 def measure_all(arguments: argparse.Namespace, roofline: Roofline, device: torch.device, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Every row of the ops that were asked for, written as it comes."""
-    from bench.attention_cases import attention_cases
-    from bench.kernel_cases import Maker, row_cases
+    from bench.cases.attention_cases import attention_cases
+    from bench.cases.kernel_cases import Maker, row_cases
 
     make, rows = Maker(device, arguments.tiny, arguments.seed), []
     for cases in (attention_cases, row_cases):
@@ -153,8 +149,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def run_tests() -> int:
     """The kernels' tests on this device; their exit code."""
-    tests = sorted(str(path) for path in (ROOT / "tests").glob("test_triton_*.py"))
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=ROOT).returncode
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS], cwd=ROOT).returncode
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:

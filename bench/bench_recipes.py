@@ -6,7 +6,7 @@
 came (with a new head), of the head trained alone, and of all trained; then SST-2 fine-tuned from each. `recipes`: SST-2 by the plain recipe and by
 each other head, rate, schedule, loss and by several tasks, one thing changed at a time. `documents`: IMDb by head, tail, head and tail, and in
 pieces. `speed`: tokens a second and peak memory of packed pre-training against transformers' BertForMaskedLM (see
-pretraining_contest.py). Every training is a process of its own, and every figure is read from its results.json.
+contests/pretraining_contest.py). Every training is a process of its own, and every figure is read from its results.json.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import ROOT, keep, provenance
-from bench.intervals import Ratio, timing_rows
-from bench.pretraining_contest import CONTENDERS, Job, contest
+from bench import ROOT
+from bench.contests.pretraining_contest import CONTENDERS, Job, contest
+from bench.harness.intervals import Ratio, timing_rows
+from bench.harness.provenance import provenance
+from bench.harness.rows import keep
 
 PACKAGES = ("torch", "transformers", "deepspeed", "numpy")
 PARTS = ("further", "recipes", "documents", "speed")

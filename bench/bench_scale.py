@@ -25,11 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.contest import Job, contest
-from bench.harness import keep, provenance
-from bench.intervals import MIN_ROUNDS, Ratio, paired_ratio, significant, take_turns, timing_rows
-from bench.peers import PEERS, bertfast_config, build, peers_for
-from bench.workloads import MODELS, Examples, lengths_of, network_of, origin_of, write_model
+from bench.cases.workloads import MODELS, Examples, lengths_of, network_of, origin_of, write_model
+from bench.contests.peers import PEERS, bertfast_config, build, peers_for
+from bench.contests.step_contest import Job, contest
+from bench.harness.intervals import MIN_ROUNDS, Ratio, paired_ratio, significant, take_turns, timing_rows
+from bench.harness.memory import peak_resident_bytes, resident_bytes
+from bench.harness.provenance import provenance
+from bench.harness.rows import keep
 from bertfast.engine.memory import estimate_memory
 from bertfast.packing.plans import plan_examples, plan_tokens
 
@@ -122,7 +124,6 @@ def zero_rank(rank: int, ranks: int, port: int, stage: int, folder: str, results
     """One of several CPU ranks: two steps under a ZeRO stage, and the bytes that the process grew by at most."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    from bench.contest import _peak_resident, _resident
     from bertfast.config.resolve import resolve_batch_sizes
     from bertfast.engine.build import build_engine, join_ranks
     from bertfast.engine.ranks import start_ranks
@@ -131,7 +132,7 @@ def zero_rank(rank: int, ranks: int, port: int, stage: int, folder: str, results
 
     started = start_ranks("cpu", 1)
     join_ranks(started)
-    before = _resident()
+    before = resident_bytes()
     config = bertfast_config(Path(folder), 8 * ranks)
     config.deepspeed["zero_optimization"] = {"stage": stage}
     engine = build_engine(BertClassifier.from_pretrained(folder), config, resolve_batch_sizes(config, ranks), 100, started)
@@ -139,7 +140,7 @@ def zero_rank(rank: int, ranks: int, port: int, stage: int, folder: str, results
     for _ in range(2):
         engine.backward(loss_sum(engine(batch), batch.labels) / batch.num_sequences, scale_wrt_gas=False)
         engine.step()
-    results.put((rank, _peak_resident() - before))
+    results.put((rank, peak_resident_bytes() - before))
 
 
 def measure_zero(options: argparse.Namespace, ranks: int = 2) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@
     python -m bench.bench_step --models base large --lengths mnli fixed128 fixed512 --batches 32 256 --output rows.jsonl
 
 Each contender is a process of its own and takes a round of steps (forward, backward, clipping, AdamW) while the others wait; then the next does,
-and a ratio is that of one round with itself (see intervals.py). All start from the same weights, and their losses without dropout must agree before
+and a ratio is that of one round with itself (see harness/intervals.py). All start from the same weights, and their losses without dropout must agree before
 anything is timed. Over the run each contender takes the same examples once; a length-grouped one takes them in its own batches.
 """
 
@@ -21,14 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.contest import Job, contest
-from bench.harness import keep, machine_rates, provenance
-from bench.intervals import MIN_ROUNDS, Ratio, timing_rows
-from bench.peers import BASELINE, DTYPES, PEERS, QUICK, Peer, peers_for
-from bench.workloads import FIXED, LENGTHS, MODELS, lengths_of, network_of, origin_of, write_model
+from bench.cases.workloads import FIXED, LENGTHS, MODELS, lengths_of, network_of, origin_of, write_model
+from bench.contests.peers import BASELINE, DTYPES, PEERS, QUICK, Peer, peers_for
+from bench.contests.step_contest import Job, contest
+from bench.harness.intervals import MIN_ROUNDS, Ratio, timing_rows
+from bench.harness.provenance import provenance
+from bench.harness.roofline import machine_rates
+from bench.harness.rows import keep
 
 PACKAGES = ("torch", "transformers", "deepspeed", "numpy")
-BASES = (BASELINE, "transformers fp32, length-grouped", "transformers bf16 autocast")  # what ratios are given to
+BASES = (
+    BASELINE,
+    *(f"transformers {kind}" for kind in ("fp32, length-grouped", "bf16 autocast", "bf16 autocast, length-grouped")),
+)  # of ratios
 
 
 def measure(

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bench.harness import keep, provenance
-from bench.intervals import Ratio, timing_rows, turns
+from bench.harness.intervals import Ratio, timing_rows, turns
+from bench.harness.provenance import provenance
+from bench.harness.rows import keep
 from bertfast.config.load import load_config
 from bertfast.data.load import EncodedDataset, load_dataset_for
 from bertfast.engine.optimizer import linear_schedule, parameter_groups

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.workloads import NUM_LABELS, write_model
+from bench.cases.workloads import NUM_LABELS, write_model
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _DEV_SHARE = 20  # one dev pair for so many training pairs, as MNLI has

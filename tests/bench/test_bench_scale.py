@@ -1,10 +1,10 @@
-"""bench.bench_scale: exponents, the fitted step time and the simulated ranks, against answers that are known."""
+"""bench_scale: exponents, the fitted step time and the simulated ranks, against answers that are known."""
 
 import numpy as np
 import pytest
 
 from bench.bench_scale import cost_rows, efficiency, exponent, fit_step_time, work_of
-from bench.workloads import lengths_of
+from bench.cases.workloads import lengths_of
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])

@@ -1,7 +1,7 @@
 """What the suites work on: models of the usual sizes, and made-up examples with the lengths of real sets.
 
 Time depends on lengths and sizes alone, so token ids are random. Lengths come from the histograms in BERTFAST_DATA; without it they are drawn to
-fit what is known of the sets (see bench_packing), and rows say so.
+fit what is known of the sets (see lengths.py), and rows say so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.bench_packing import SUMMARIES, read_histograms, synthetic_histogram
+from bench.cases.lengths import SUMMARIES, read_histograms, synthetic_histogram
 from bertfast.packing.batch import PackedBatch
 from bertfast.packing.plans import plan_examples
 

@@ -1,4 +1,4 @@
-"""bench_recipes and its contest of pre-trainings: the same examples on both sides, blocks without loss, and rows that the report can read."""
+"""bench.contests.pretraining_contest: the same examples on both sides, and blocks without loss."""
 
 import os
 import sys
@@ -6,8 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from bench import bench_recipes, report
-from bench.pretraining_contest import Job, blocks_of, contest, examples_of, transformers_steps
+from bench.contests.pretraining_contest import Job, blocks_of, contest, examples_of, transformers_steps
 from tests.support.runs import need_deepspeed
 from tests.support.tiny_bert import write_tiny_bert
 
@@ -53,25 +52,3 @@ def test_a_contender_in_its_own_process_and_one_that_cannot_run(job, monkeypatch
     assert found["peak_bytes"] > 1e7 and found["tokens"] > 4 * 4 and 2 < found["last_loss"] < 4  # guessing one of 24 is ln 24 = 3.2
     _, _, faults = contest(["transformers fp32"], job._replace(text="nowhere.txt"))
     assert "nowhere.txt: cannot be read" in faults["transformers fp32"]
-
-
-def test_the_report_reads_the_rows():
-    speed = {"contender": "bertfast bf16", "tokens_per_second": [1, 2000.5, 3], "peak_bytes": 2e9, "ratios": []}
-    held = {"mlm_loss": 2.5, "mlm_accuracy": 0.5}
-    found = [
-        {"case": "speed", **speed},
-        {"case": "MLM", "contender": "all trained", "held_out": held, "steps": 3, "train_seconds": 9.0, "tokens": 7},
-        {"case": "IMDb", "contender": "tail", "accuracy": bench_recipes.spread([0.5, 0.75]), "train_seconds": 4, "tokens": 1234},
-        {"case": "IMDb", "contender": "head", "accuracy": bench_recipes.spread([0.5]), "train_seconds": 4},
-    ]
-    shown = bench_recipes.summary(found)
-    assert "2000 tokens/s, peak 2.00 GB" in shown and "accuracy 0.6250 +- 0.1768; 4 s, 1,234 tokens read" in shown
-    text = "\n".join(report.report([{"suite": "recipes", **row} for row in found]))
-    assert "| MLM | all trained | 2.500 | 0.500 | 3 | 9.0 |" in text and "| IMDb | tail | 0.6250 | 0.1768 | 2 | 4 | 1,234 |" in text
-    assert "| speed | bertfast bf16 | 2000.5 | 2.00 |" in text
-
-
-def test_without_data_it_says_so(monkeypatch, capsys):
-    for name in ("BERTFAST_DATA", "BERTFAST_MODELS"):
-        monkeypatch.delenv(name, raising=False)
-    assert bench_recipes.main([]) == 0 and "recipes: skipped, for want of data" in capsys.readouterr().out

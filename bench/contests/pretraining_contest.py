@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -23,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bench.intervals import take_turns
+from bench.harness.intervals import take_turns
+from bench.harness.memory import peak_resident_bytes
 from bertfast.config.load import load_config
 
 CONTENDERS = (
@@ -157,9 +157,8 @@ def work(name: str, job: Job, pipe: Connection) -> None:
                 if steps is None:
                     steps = _steps(name, job, folder)
                 if question == "facts":
-                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
                     answer: Any = {
-                        "peak_bytes": peak,
+                        "peak_bytes": peak_resident_bytes(),
                         "threads": torch.get_num_threads(),
                         "tokens": tokens,
                         "last_loss": round(losses[-1], 4),

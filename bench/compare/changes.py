@@ -1,26 +1,15 @@
-"""What got slower between two runs of the suites.
-
-    python -m bench.compare OLD NEW
-
-OLD, NEW: files of rows, or folders of them. Rows are matched by suite, case and contender. Where both files time the same peer beside a contender, its
-time is taken relative to the peer's, round by round, so that another machine state on another day counts for less; else seconds are compared as they
-are. Exit code 1: something got slower, that is, its whole 99 % interval lies under 1.
-"""
+"""What got slower between two runs: rows matched by suite, case and contender, and the ratio of each pair."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from bench.intervals import Ratio, unpaired_ratio
-from bench.report import read_rows
+from bench.harness.intervals import Ratio, unpaired_ratio
+from bench.report.rows import Row
 
-Row = dict[str, Any]
 Key = tuple[str, str, str]
 
 
@@ -72,24 +61,3 @@ def _common_peer(key: Key, before: dict[Key, Row], after: dict[Key, Row]) -> str
 def _relative(key: Key, peer: str | None, rows: dict[Key, Row]) -> np.ndarray:
     own = np.array(rows[key]["samples"], dtype=np.float64)
     return own if peer is None else own / np.array(rows[key[0], key[1], peer]["samples"], dtype=np.float64)
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", type=Path)
-    parser.add_argument("new", type=Path)
-    options = parser.parse_args(words)
-    old, new = (read_rows(sorted(path.glob("*.jsonl")) if path.is_dir() else [path]) for path in (options.old, options.new))
-    changes, left_out = compare(old, new)
-    for change in changes:
-        beside = f"  (relative to {change.against})" if change.against else ""
-        print(f"{change.verdict:7s} {change.ratio!s:28s} {', '.join(change.key)}{beside}")
-    for line in left_out:
-        print(f"not compared: {line}")
-    slower = [change for change in changes if change.verdict == "SLOWER"]
-    print(f"{len(slower)} of {len(changes)} got slower; as many as {len(changes) / 100:.1f} would be called so, or faster, by chance")
-    return 1 if slower else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

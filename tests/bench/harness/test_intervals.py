@@ -1,4 +1,4 @@
-"""bench.intervals: identical contenders tie, a slower one is found, and a tie has no ratio."""
+"""bench.harness.intervals: identical contenders tie, a slower one is found, and a tie has no ratio."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.intervals import (
+from bench.harness.intervals import (
     CONFIDENCE,
     MIN_ROUNDS,
     Ratio,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from bench.report.rows import Row
 
 
 def draw_all(rows: Sequence[Row], folder: Path) -> list[Path]:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.bench_packing import SUMMARIES, synthetic_histogram
-from bench.kernel_cases import DTYPE, Call, Case, Maker
+from bench.cases.kernel_cases import DTYPE, Call, Case, Maker
+from bench.cases.lengths import SUMMARIES, synthetic_histogram
 from bertfast_kernels import Dropout, varlen_attention
 
 # T tokens, B sequences, S the longest of them, N heads, H head size

@@ -1,6 +1,6 @@
 """Contenders of a training step in processes of their own, which take turns: none inherits another's allocator, threads or compiled code.
 
-While one takes its step the others wait. Before any is timed, their losses are compared (see peers.check_losses).
+While one takes its step the others wait. Before any is timed, their losses are compared (see check_losses in peers.py).
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import resource
 import sys
 import time
 import traceback
@@ -20,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bench.intervals import take_turns
-from bench.peers import Contender, Peer, build, check_losses
-from bench.workloads import Examples
+from bench.cases.workloads import Examples
+from bench.contests.peers import Contender, Peer, build, check_losses
+from bench.harness.intervals import take_turns
+from bench.harness.memory import peak_resident_bytes, resident_bytes
 
 CHECKED_STEPS = 3  # whose losses must agree; all on the first batch, so that what the optimizer did to the weights shows
 
@@ -136,7 +136,7 @@ class _Worker:
         examples = Examples(job.lengths, job.seed)
         plain = examples.random_batches(job.batch_size, job.seed)
         chosen = examples.grouped_batches(job.batch_size, job.steps_per_round, job.seed) if peer.grouped else plain
-        before = _resident()
+        before = resident_bytes()
         self.contender: Contender = build(peer, job.folder, job.batch_size, job.device)
         self.first = self.contender.prepare(examples.batch(plain[0]))
         self.batches = [self.contender.prepare(examples.batch(indices)) for indices in chosen]
@@ -166,7 +166,7 @@ class _Worker:
         return taken
 
     def facts(self) -> dict[str, Any]:
-        peak = torch.cuda.max_memory_allocated() if self.on_gpu else max(0, _peak_resident() - self.memory_before)
+        peak = torch.cuda.max_memory_allocated() if self.on_gpu else max(0, peak_resident_bytes() - self.memory_before)
         found: dict[str, Any] = {"peak_bytes": peak, "threads": torch.get_num_threads()}
         if self.job.profile:
             found["where"] = self._where()
@@ -182,15 +182,3 @@ class _Worker:
             if self.on_gpu:
                 torch.cuda.synchronize()
         return shares_of(profiler)
-
-
-def _resident() -> int:
-    """Bytes of this process in memory now."""
-    import psutil
-
-    return psutil.Process().memory_info().rss
-
-
-def _peak_resident() -> int:
-    """Bytes of this process in memory at most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

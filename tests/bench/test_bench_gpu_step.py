@@ -2,11 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from bench import bench_gpu_step
-from bench.pair_files import write_pairs
 from tests.support.runs import need_deepspeed
 
 
@@ -32,13 +30,3 @@ def test_epochs(tmp_path):
     (row,) = rows_of(tmp_path, "--parts", "epochs", "--examples", "60", "--epoch-batch", "16")
     assert row["seconds"] == pytest.approx(sum(row["where"].values()), rel=0.01) and min(row["where"].values()) > 0
     assert row["training"]["examples"] == 60 and row["seconds_of_three_mnli_epochs"] > row["seconds"]
-
-
-def test_pairs_have_the_lengths_they_were_given(tmp_path):
-    from transformers import AutoTokenizer
-
-    lengths = np.array([5, 12, 40], dtype=np.int32)
-    config = write_pairs(tmp_path, "tiny", lengths, seed=1)
-    tokenizer = AutoTokenizer.from_pretrained(config["bertfast"]["model"]["checkpoint"])
-    lines = (tmp_path / "train.tsv").read_text().splitlines()[1:]
-    assert [len(tokenizer(*line.split("\t")[:2])["input_ids"]) for line in lines] == lengths.tolist()

@@ -1,0 +1,1 @@
+"""Two runs of the suites side by side: `python -m bench.compare OLD NEW` says what got slower."""

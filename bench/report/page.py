@@ -1,0 +1,51 @@
+"""The page of results: for each suite its tables, where its rows come from, and its plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.report.rows import Row
+from bench.report.tables import TABLES
+
+INTRODUCTION = (
+    "A ratio is how many times as fast a contender is, with its 99 % interval; where that covers 1, it is a tie. The contenders of one ratio took turns in",
+    "one run. transformers is set up as its own documentation says. A training step's contenders were each a process of its own, with the same weights and",
+    "examples, dropout 0.1, clipping and AdamW; their losses agreed before anything was timed. Length-grouped batches hold texts of like length, and so",
+    "little padding, but they are less random; bertfast's batches stay random.",
+)
+
+
+def origin(rows: Sequence[Row]) -> list[str]:
+    """Where the rows of one suite come from, a line a run."""
+    runs = dict.fromkeys((row.get("device", "device not recorded"), row.get("commit", "?"), row.get("command", "")) for row in rows)
+    return [
+        f"Measured on {device}, commit {commit}: `{command}`" if command else f"Measured on {device}, commit {commit}"
+        for device, commit, command in runs
+    ]
+
+
+def report(rows: Sequence[Row], plots: Sequence[Path] = ()) -> list[str]:
+    """The lines of report.md: for each suite that has rows its table, where it comes from, and its plots."""
+    lines = ["# Benchmarks", "", *INTRODUCTION, ""]
+    for suite, (title, make) in TABLES.items():
+        found = [row for row in rows if row["suite"] == suite]
+        if found:
+            lines += [f"## {title}", "", *compact(make(found)), *(f"{line}  " for line in origin(found)), ""]
+            lines += [f"![{plot.stem}]({plot.name})" for plot in plots if plot.stem.startswith(f"{suite}-")] + [""]
+            lines += [
+                f"- {row.get('contender', '?')} did not run ({row.get('case', '')}): {row['fault']}" for row in found if "fault" in row
+            ]
+    return lines
+
+
+def compact(lines: Sequence[str]) -> list[str]:
+    """Without tables of no rows."""
+    kept: list[str] = []
+    for index, line in enumerate(lines):
+        is_head = index + 1 < len(lines) and lines[index + 1].startswith("|---")
+        is_empty = (index + 2 >= len(lines) or not lines[index + 2].startswith("|")) if is_head else False
+        is_rule_of_empty = line.startswith("|---") and (index + 1 >= len(lines) or not lines[index + 1].startswith("|"))
+        if not is_empty and not is_rule_of_empty:
+            kept.append(line)
+    return kept

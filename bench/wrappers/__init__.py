@@ -1,0 +1,1 @@
+"""The suites as other tools run them."""

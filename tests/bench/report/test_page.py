@@ -1,0 +1,50 @@
+"""bench.report: the page and its plots, and the page that is kept."""
+
+import pytest
+
+from bench.report.__main__ import main
+from bench.report.page import report
+from bench.report.plots import PLOTS
+from bench.report.rows import RESULTS, read_rows
+from bench.report.tables import TABLES
+from tests.bench.step_rows import FACTS, step_rows, write
+
+
+def test_plots_and_page(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [*step_rows(), *({**row, "batch_size": 64, "case": "tiny, sst2, batch 64"} for row in step_rows())]
+    curve = {
+        "suite": "task",
+        "task": "sst2",
+        "case": "sst2",
+        "contender": "bertfast fp32",
+        "metrics": {"dev": {"accuracy": 0.9}},
+        "rows": 64,
+        "epochs": 1,
+    }
+    rows.append({**curve, "train_seconds": 2.0, "samples_per_second": 90.0, "curve": [[1, 0.5], [2, 0.8]], **FACTS})
+    file = write(tmp_path / "rows.jsonl", rows)
+    assert main([str(file), "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "![step-throughput](step-throughput.png)" in page and "![task-time_to_score](task-time_to_score.png)" in page
+    assert (tmp_path / "out" / "step-throughput.png").read_bytes().startswith(b"\x89PNG") and "accuracy 0.9000" in page
+    assert not (tmp_path / "out" / "kernels-roofline.png").exists()
+
+
+def test_the_rows_that_are_kept_can_be_reported():
+    files = sorted(RESULTS.glob("*.jsonl"))
+    rows = read_rows(files)
+    assert {row["suite"] for row in rows} >= {"step", "task", "data"}
+    assert all(f"## {TABLES[row['suite']][0]}" in report(rows) for row in rows)
+
+
+def test_the_page_that_is_kept_is_that_of_the_rows():
+    """Whoever adds a row runs `python -m bench.report`."""
+    rows = read_rows(sorted(RESULTS.glob("*.jsonl")))
+    plots = [RESULTS / f"{name}.png" for name in PLOTS if (RESULTS / f"{name}.png").is_file()]
+    assert (RESULTS / "report.md").read_text() == "\n".join(report(rows, plots)) + "\n"
+
+
+def test_every_kept_row_says_where_it_comes_from():
+    rows = read_rows(sorted(RESULTS.glob("*.jsonl")))
+    assert not [row for row in rows if not all(row.get(key) for key in ("device", "versions", "commit", "command"))]

@@ -1,0 +1,30 @@
+"""bench_task: whole runs take turns, and one that ended says why."""
+
+import multiprocessing
+
+from bench import bench_task
+from tests.support.runs import need_deepspeed
+from tests.support.tiny_bert import WORDS, write_tiny_bert
+
+
+def test_a_run_that_ended_before_it_was_asked_says_why():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send({"fault": "ImportError: no accelerate"})
+    theirs.close()
+    assert bench_task.ask(ours, "go") == {"fault": "ImportError: no accelerate"}
+    assert bench_task.ask(ours, "go") == bench_task.ask(ours) == {"fault": "its process ended (out of memory?)"}
+
+
+def test_whole_runs_take_turns(tmp_path):
+    need_deepspeed()
+    folder = tmp_path / "SST-2"
+    folder.mkdir()
+    for name, rows in (("train", 352), ("dev", 20)):  # ten segments need ten steps of 32
+        lines = [f"{'good' if row % 2 else 'bad'} {WORDS[row % len(WORDS)]}\t{row % 2}" for row in range(rows)]
+        (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    run = bench_task.Run("sst2", tmp_path, str(write_tiny_bert(tmp_path / "bert")), None, 1, 0, 8)
+    rows = bench_task.measure(run, ("transformers bf16 autocast", "bertfast fp32"))
+    assert [row["contender"] for row in rows] == ["transformers bf16 autocast", "bertfast fp32"] and not [
+        row for row in rows if "fault" in row
+    ]
+    assert all(len(row["curve"]) == bench_task.SEGMENTS and 0 <= row["metrics"]["dev"]["accuracy"] <= 1 for row in rows)

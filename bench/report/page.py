@@ -36,7 +36,9 @@ def report(rows: Sequence[Row], plots: Sequence[Path] = ()) -> list[str]:
             lines += [
                 f"- {row.get('contender', '?')} did not run ({row.get('case', '')}): {row['fault']}" for row in found if "fault" in row
             ]
-    return lines
+            lines.append("")
+    kept = [line for before, line in zip(["", *lines], lines, strict=False) if line or before]  # no blank line follows another
+    return kept[:-1] if kept[-1:] == [""] else kept
 
 
 def compact(lines: Sequence[str]) -> list[str]:

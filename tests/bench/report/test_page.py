@@ -1,7 +1,10 @@
 """bench.report: the page and its plots, and the page that is kept."""
 
+import re
+
 import pytest
 
+from bench import ROOT
 from bench.report.__main__ import main
 from bench.report.page import report
 from bench.report.plots import PLOTS
@@ -48,3 +51,14 @@ def test_the_page_that_is_kept_is_that_of_the_rows():
 def test_every_kept_row_says_where_it_comes_from():
     rows = read_rows(sorted(RESULTS.glob("*.jsonl")))
     assert not [row for row in rows if not all(row.get(key) for key in ("device", "versions", "commit", "command"))]
+
+
+def test_the_readme_quotes_rows_that_are_kept():
+    """The README's one table is picked by hand: eight rows, and each ratio, tie or share of real tokens stands in the page just so."""
+    text, page = (ROOT / "README.md").read_text(), (RESULTS / "report.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(lines) == 1 + 8
+    for line in lines[1:]:
+        quoted = re.findall(r"(?:tie|\d+\.\d\dx) \[\d+\.\d\d, \d+\.\d\d\]|\d+\.\d+%", line)
+        assert quoted or "no ratio" in line, line
+        assert all(ratio in page for ratio in quoted), line

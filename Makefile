@@ -17,6 +17,14 @@ bench-full: .venv/installed
 	.venv/bin/python -m bench --output bench/results
 	.venv/bin/python -m bench.report
 
+# Each shows where another library surprises, with packages of its own and without bertfast. All of them run; the exit code tells whether one failed.
+.PHONY: findings
+findings:
+	@failed=; for finding in findings/*.sh; do \
+	    [ -e "$$finding" ] || continue; \
+	    echo "== $$finding"; bash "$$finding" || failed="$$failed $$finding"; \
+	done; [ -z "$$failed" ] || { echo "no longer as described:$$failed" >&2; exit 1; }
+
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 

@@ -1,8 +1,11 @@
 """bench_scale: exponents, the fitted step time and the simulated ranks, against answers that are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from bench import bench_scale
 from bench.bench_scale import cost_rows, efficiency, exponent, fit_step_time, work_of
 from bench.cases.workloads import lengths_of
 
@@ -17,10 +20,18 @@ def test_a_known_exponent_is_found(power):
     assert value == pytest.approx(power, abs=0.05) and low <= power <= high and high - low < 0.15
 
 
-def test_rows_of_a_cost():
-    *sizes, fit = cost_rows("batch", "examples", [1, 2], [lambda: sum(range(20_000)), lambda: sum(range(40_000))], 8, False)
+def test_rows_of_a_cost(monkeypatch):
+    """By a clock of its own, which the work moves: the machine's has other work in it."""
+    now, noise = [0.0], np.random.default_rng(0)
+
+    def work(size):
+        now[0] += 1e-3 * size * np.exp(0.05 * noise.standard_normal())
+
+    monkeypatch.setattr(bench_scale, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    *sizes, fit = cost_rows("batch", "examples", [1, 2], [lambda: work(1), lambda: work(2)], 8, False)
     assert [row["size"] for row in sizes] == [1, 2] and all(len(row["samples"]) == 8 for row in sizes)
-    assert fit["case"] == "batch, 1 to 2 examples" and 0.5 < fit["exponent"] < 1.5
+    assert sizes[0]["seconds"][1] == pytest.approx(1e-3, rel=0.1) and sizes[1]["seconds"][1] == pytest.approx(2e-3, rel=0.1)
+    assert fit["case"] == "batch, 1 to 2 examples" and fit["exponent"] == pytest.approx(1, abs=0.1)
 
 
 def test_step_time_is_fitted():

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,9 +46,9 @@ class Target:
     @property
     def wgmma(self) -> bool:
         """Whether its tensor cores read their operands from shared memory."""
-        return self.backend == "cuda" and self.arch >= 90
+        return self.backend == "cuda" and isinstance(self.arch, int) and self.arch >= 90
 
-    def gpu(self):
+    def gpu(self) -> Any:
         """Triton's name for it."""
         return load_triton().backends.compiler.GPUTarget(self.backend, self.arch, self.warp_size)
 
@@ -89,7 +90,9 @@ def local_target() -> Target | None:
         name = gpu.gcnArchName.partition(":")[0]
         return TARGETS.get(name) or replace(TARGETS["gfx942"], name=name, arch=name, warp_size=gpu.warp_size)
     name = f"sm_{gpu.major}{gpu.minor}"
-    limits = {"shared_memory": gpu.shared_memory_per_block_optin, "register_file": gpu.regs_per_multiprocessor}
+    shared_memory = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub leaves both out
+    register_file = gpu.regs_per_multiprocessor  # type: ignore[attr-defined]
+    limits = {"shared_memory": shared_memory, "register_file": register_file}
     return TARGETS.get(name) or replace(TARGETS["sm_80"], name=name, arch=10 * gpu.major + gpu.minor, **limits)
 
 
@@ -146,7 +149,7 @@ def _launches_on(shape: EncoderShape, target: Target) -> tuple[Launch, ...]:
     return launches_of(replace(shape, wgmma=target.wgmma))
 
 
-def _identity(launch: Launch) -> tuple:
+def _identity(launch: Launch) -> tuple[Any, ...]:
     """What tells one compilation from another. Numbers do not: no kernel here is specialised on one (a test holds that)."""
     kinds = (str(arg.dtype) if isinstance(arg, torch.Tensor) else type(arg).__name__ for arg in launch.args)
     return launch.kernel.__name__, *kinds, *sorted(launch.options.items())
@@ -154,7 +157,7 @@ def _identity(launch: Launch) -> tuple:
 
 def _distinct(shapes: Sequence[EncoderShape], target: Target) -> list[tuple[EncoderShape, int]]:
     """Every compilation that the shapes need on a target, once: a shape and the number of its launch there."""
-    distinct: dict[tuple, tuple[EncoderShape, int]] = {}
+    distinct: dict[tuple[Any, ...], tuple[EncoderShape, int]] = {}
     for shape in shapes:
         for index, launch in enumerate(_launches_on(shape, target)):
             distinct.setdefault(_identity(launch), (shape, index))
@@ -196,7 +199,7 @@ def _problem(row: CompiledKernel, target: Target) -> str:
     return ""
 
 
-def _compile(launch: Launch, target: Target):
+def _compile(launch: Launch, target: Target) -> Any:
     """As Triton's own launch would, up to the launch."""
     driver = load_triton().runtime.driver
     before = driver._active
@@ -213,17 +216,17 @@ class _Driver:
     def __init__(self, target: Target):
         self._target = target
 
-    def get_current_target(self):
+    def get_current_target(self) -> Any:
         return self._target.gpu()
 
     def get_current_device(self) -> str:
         return self._target.name  # Triton keys what it has compiled by this
 
-    def get_current_stream(self, device) -> int:
+    def get_current_stream(self, device: object) -> int:
         return 0
 
 
-def _nvidia_usage(binary) -> tuple[int, int]:
+def _nvidia_usage(binary: Any) -> tuple[int, int]:
     """(registers, bytes spilled) of a thread, as cuobjdump reads them from the binary."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -234,7 +237,7 @@ def _nvidia_usage(binary) -> tuple[int, int]:
     return usage["REG"], usage["STACK"] + usage["LOCAL"]
 
 
-def _amd_usage(binary) -> tuple[int, int]:
+def _amd_usage(binary: Any) -> tuple[int, int]:
     """(vector registers, bytes spilled) of a thread, as the assembler notes them."""
     usage = {
         name: int(value)

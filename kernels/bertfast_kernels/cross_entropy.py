@@ -87,7 +87,7 @@ def _cross_entropy_backward_kernel(
     tl.store(dlogits_ptr + offset, gradient.to(dlogits_ptr.dtype.element_ty), mask=mask)
 
 
-def _launch_forward(logits_BC, labels_B, ignore_index: int) -> tuple[Tensor, Tensor]:
+def _launch_forward(logits_BC: Tensor, labels_B: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """(loss, a float32 scalar; m, l and q of each row, float32 [3, B])."""
     n_rows, classes = logits_BC.shape
     loss_B, stats_3B = (logits_BC.new_empty(shape, dtype=torch.float32) for shape in ((n_rows,), (3, n_rows)))
@@ -110,7 +110,7 @@ def _launch_forward(logits_BC, labels_B, ignore_index: int) -> tuple[Tensor, Ten
     return loss_B.sum(), stats_3B
 
 
-def _launch_backward(grad, logits_BC, labels_B, stats_3B, ignore_index: int) -> Tensor:
+def _launch_backward(grad: Tensor, logits_BC: Tensor, labels_B: Tensor, stats_3B: Tensor, ignore_index: int) -> Tensor:
     n_rows, classes = logits_BC.shape
     dlogits_BC = torch.empty_like(logits_BC)
     if n_rows > 0:

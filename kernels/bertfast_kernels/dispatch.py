@@ -32,7 +32,7 @@ class use_backend:
     def __enter__(self) -> use_backend:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         global _backend
         _backend = self._before
 

@@ -42,7 +42,7 @@ class Dropout(NamedTuple):
         return steps / (steps - round(self.p * steps))
 
 
-def philox(key: torch.Tensor, counter: tuple) -> torch.Tensor:
+def philox(key: torch.Tensor, counter: tuple[torch.Tensor | int, ...]) -> torch.Tensor:
     """Philox4x32-10: key int64 [2] and four counters (int64 tensors that broadcast, or ints), all below 2**32 -> int64 [..., 4] below 2**32."""
     c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64, device=key.device) for c in counter))
     k0, k1 = key[0], key[1]
@@ -62,6 +62,7 @@ def keyed_mask(
     example, position: int tensors that broadcast to [...], the example and position of each row. plane: int or int tensor that broadcasts to
     [...], a sheet within the site (the head, in attention); it shares the site's counter word, above its 16 bits.
     """
+    assert dropout.key is not None, "a mask by key"
     block = torch.arange((columns + 3) // 4, device=example.device)
     sheet = (plane.unsqueeze(-1) if isinstance(plane, torch.Tensor) else plane) * 2**16 + dropout.site
     counter = (block, position.long().unsqueeze(-1), example.long().unsqueeze(-1) & _LOW, sheet)
@@ -93,5 +94,7 @@ def dropped(x_TD: torch.Tensor, dropout: Dropout | None) -> torch.Tensor:
 
 def _row_mask(x_TD: torch.Tensor, dropout: Dropout) -> torch.Tensor:
     if dropout.key is None:
+        assert dropout.stream is not None, "a Dropout without a key has a stream"
         return stream_mask(dropout.p, dropout.stream, tuple(x_TD.shape), x_TD.dtype)
+    assert dropout.example_ids is not None and dropout.position_ids is not None, "a Dropout with a key has ids"
     return keyed_mask(dropout, dropout.example_ids, dropout.position_ids, x_TD.shape[-1]).to(x_TD.dtype)

@@ -191,7 +191,10 @@ def _embedding_join_kernel(
         tl.store(table_ptr + index.to(tl.int64) * D + column, sums.to(table_ptr.dtype.element_ty), mask=column < D)
 
 
-def _launch_forward(ids, tables, weight_D, bias_D, eps, p, site, key, example_ids_T, place_ids_T):
+def _launch_forward(
+    ids: tuple[Tensor, ...], tables: tuple[Tensor, ...], weight_D: Tensor, bias_D: Tensor, eps: float, p: float, site: int,
+    key: Tensor | None, example_ids_T: Tensor | None, place_ids_T: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(y, mean, rstd); ids and tables: of word, segment, position."""
     n_rows, columns = ids[0].shape[0], weight_D.shape[0]
     y_TD = tables[0].new_empty((n_rows, columns))
@@ -207,7 +210,10 @@ def _launch_forward(ids, tables, weight_D, bias_D, eps, p, site, key, example_id
     return y_TD, mean_T, rstd_T
 
 
-def _launch_backward(dy_TD, ids, tables, weight_D, mean_T, rstd_T, p, site, key, example_ids_T, place_ids_T):
+def _launch_backward(
+    dy_TD: Tensor, ids: tuple[Tensor, ...], tables: tuple[Tensor, ...], weight_D: Tensor, mean_T: Tensor, rstd_T: Tensor, p: float, site: int,
+    key: Tensor | None, example_ids_T: Tensor | None, place_ids_T: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dtables [V + S + P, D], [2, D]: dweight and dbias)."""
     n_rows, columns = dy_TD.shape
     dtables_RD = tables[0].new_zeros((sum(table.shape[0] for table in tables), columns))
@@ -227,7 +233,7 @@ def _launch_backward(dy_TD, ids, tables, weight_D, mean_T, rstd_T, p, site, key,
     return dtables_RD, sum_partials(partial_P2D, weight_D.dtype)
 
 
-def _constants(tables, tile: tiling.RowTile, p: float) -> dict:
+def _constants(tables: tuple[Tensor, ...], tile: tiling.RowTile, p: float) -> dict[str, int | bool]:
     sizes = dict(zip("VSP", (table.shape[0] for table in tables), strict=True))
     vector = tiling.vector_columns(tables[0].element_size())
     return {
@@ -241,7 +247,7 @@ def _constants(tables, tile: tiling.RowTile, p: float) -> dict:
     }
 
 
-def _sum_into_tables(de_TD: Tensor, ids, tables, dtables_RD: Tensor) -> None:
+def _sum_into_tables(de_TD: Tensor, ids: tuple[Tensor, ...], tables: tuple[Tensor, ...], dtables_RD: Tensor) -> None:
     """dtables[r] = the sum of de over the tokens that read table row r; rows that none read stay 0."""
     n_rows, columns = de_TD.shape
     first_segment = tables[0].shape[0]

@@ -114,7 +114,7 @@ def _bias_gelu_backward_kernel(
     tl.store(partial_ptr + first * F + column, total, mask=column < F)
 
 
-def _launch_forward(x_TF, bias_F, approximate: str) -> Tensor:
+def _launch_forward(x_TF: Tensor, bias_F: Tensor, approximate: str) -> Tensor:
     n_rows, columns = x_TF.shape
     y_TF = torch.empty_like(x_TF)
     tile = tiling.block_tile(columns)
@@ -125,7 +125,7 @@ def _launch_forward(x_TF, bias_F, approximate: str) -> Tensor:
     return y_TF
 
 
-def _launch_backward(dy_TF, x_TF, bias_F, approximate: str) -> tuple[Tensor, Tensor]:
+def _launch_backward(dy_TF: Tensor, x_TF: Tensor, bias_F: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
     """(dx [T, F], dbias [F])."""
     n_rows, columns = x_TF.shape
     dx_TF = torch.empty_like(x_TF)

@@ -173,7 +173,10 @@ def _layer_norm_backward_kernel(
         tl.store(partial + 2 * D + column, tl.sum(dbias[i], 0), mask=column < D)
 
 
-def _launch_forward(x_TD, x_bias_D, residual_TD, weight_D, bias_D, eps, p, site, key, example_ids_T, position_ids_T):
+def _launch_forward(
+    x_TD: Tensor, x_bias_D: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, p: float, site: int,
+    key: Tensor | None, example_ids_T: Tensor | None, position_ids_T: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(y, mean, rstd)."""
     n_rows, columns = x_TD.shape
     y_TD = torch.empty_like(x_TD)
@@ -191,7 +194,10 @@ def _launch_forward(x_TD, x_bias_D, residual_TD, weight_D, bias_D, eps, p, site,
     return y_TD, mean_T, rstd_T
 
 
-def _launch_backward(dy_TD, x_TD, x_bias_D, residual_TD, weight_D, mean_T, rstd_T, p, site, key, example_ids_T, position_ids_T):
+def _launch_backward(
+    dy_TD: Tensor, x_TD: Tensor, x_bias_D: Tensor, residual_TD: Tensor, weight_D: Tensor, mean_T: Tensor, rstd_T: Tensor, p: float, site: int,
+    key: Tensor | None, example_ids_T: Tensor | None, position_ids_T: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dresidual, dx or an empty tensor where p is 0, float32 [3, D]: dx_bias, dweight, dbias)."""
     n_rows, columns = x_TD.shape
     dz_TD = torch.empty_like(x_TD)

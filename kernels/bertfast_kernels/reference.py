@@ -14,14 +14,14 @@ from bertfast_kernels.dropout import Dropout, add_dropped, dropped
 
 
 def embedding_layer_norm(
-    input_ids_T,
-    token_type_ids_T,
-    position_ids_T,
-    word_VD,
-    segment_SD,
-    position_PD,
-    weight_D,
-    bias_D,
+    input_ids_T: torch.Tensor,
+    token_type_ids_T: torch.Tensor,
+    position_ids_T: torch.Tensor,
+    word_VD: torch.Tensor,
+    segment_SD: torch.Tensor,
+    position_PD: torch.Tensor,
+    weight_D: torch.Tensor,
+    bias_D: torch.Tensor,
     eps: float,
     dropout: Dropout | None = None,
 ) -> torch.Tensor:
@@ -33,17 +33,25 @@ def embedding_layer_norm(
     return dropped(F.layer_norm(x_TD, weight_D.shape, weight_D, bias_D, eps), dropout)
 
 
-def dropout_add_layer_norm(x_TD, x_bias_D, residual_TD, weight_D, bias_D, eps: float, dropout: Dropout | None = None) -> torch.Tensor:
+def dropout_add_layer_norm(
+    x_TD: torch.Tensor,
+    x_bias_D: torch.Tensor,
+    residual_TD: torch.Tensor,
+    weight_D: torch.Tensor,
+    bias_D: torch.Tensor,
+    eps: float,
+    dropout: Dropout | None = None,
+) -> torch.Tensor:
     """LayerNorm(residual + dropout(x + x_bias)): [T, D], x being the output of a matrix product and x_bias its bias (Ba et al. 2016)."""
     return F.layer_norm(add_dropped(residual_TD, x_TD + x_bias_D, dropout), weight_D.shape, weight_D, bias_D, eps)
 
 
-def bias_gelu(x_TF, bias_F, approximate: str = "none") -> torch.Tensor:
+def bias_gelu(x_TF: torch.Tensor, bias_F: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     """gelu(x + bias): [T, F]; approximate "none" is the exact x * Phi(x), "tanh" its approximation (Hendrycks and Gimpel 2016)."""
     return F.gelu(x_TF + bias_F, approximate=approximate)
 
 
-def cross_entropy(logits_BC, labels_B, ignore_index: int = -100) -> torch.Tensor:
+def cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
     """The sum (not the mean) over B of -log softmax(logits)[label]; rows labelled ignore_index count nothing. A float32 scalar (float64 for float64)."""
     logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
     return F.cross_entropy(logits_BC, labels_B.long(), ignore_index=ignore_index, reduction="sum")

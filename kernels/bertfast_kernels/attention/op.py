@@ -52,8 +52,9 @@ def _has_wgmma(device: torch.device) -> bool:
 
 
 def _launch_forward(
-    qkv, cu_seqlens, max_seqlen: int, p: float, site: int, key, example_ids, plan=None, wgmma=None
-) -> tuple[Tensor, Tensor]:
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, p: float, site: int, key: Tensor | None, example_ids: Tensor | None,
+    plan: tiling.AttentionPlan | None = None, wgmma: bool | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out [T, N H], stats float32 [2, N, T])."""
     n_tokens, _, n_heads, size = qkv.shape
     n_sequences = cu_seqlens.shape[0] - 1
@@ -87,8 +88,9 @@ def _launch_forward(
 
 
 def _launch_backward(
-    dout, qkv, out, stats, cu_seqlens, max_seqlen: int, p: float, site: int, key, example_ids, plan=None, wgmma=None
-) -> Tensor:
+    dout: Tensor, qkv: Tensor, out: Tensor, stats: Tensor, cu_seqlens: Tensor, max_seqlen: int, p: float, site: int,
+    key: Tensor | None, example_ids: Tensor | None, plan: tiling.AttentionPlan | None = None, wgmma: bool | None = None,
+) -> Tensor:  # fmt: skip
     """dqkv [T, 3, N, H]."""
     n_tokens, _, n_heads, size = qkv.shape
     n_sequences = cu_seqlens.shape[0] - 1
@@ -128,7 +130,9 @@ def _launch_backward(
     return dqkv
 
 
-def _launch_cls_forward(q, kv, cu_seqlens, p: float, site: int, key, example_ids) -> tuple[Tensor, Tensor]:
+def _launch_cls_forward(
+    q: Tensor, kv: Tensor, cu_seqlens: Tensor, p: float, site: int, key: Tensor | None, example_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """(out [B, N H], stats float32 [2, B, N])."""
     n_sequences, n_heads, size = q.shape
     out = q.new_empty((n_sequences, n_heads * size))
@@ -142,7 +146,9 @@ def _launch_cls_forward(q, kv, cu_seqlens, p: float, site: int, key, example_ids
     return out, stats
 
 
-def _launch_cls_backward(dout, q, kv, out, stats, cu_seqlens, p: float, site: int, key, example_ids) -> tuple[Tensor, Tensor]:
+def _launch_cls_backward(
+    dout: Tensor, q: Tensor, kv: Tensor, out: Tensor, stats: Tensor, cu_seqlens: Tensor, p: float, site: int, key: Tensor | None, example_ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dq [B, N, H], dkv [T, 2, N, H])."""
     n_sequences, n_heads, size = q.shape
     dq, dkv = torch.empty_like(q), torch.empty_like(kv)

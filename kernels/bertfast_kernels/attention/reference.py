@@ -94,7 +94,8 @@ class Layout:
         """The layout of a batch, kept on its tensor."""
         layout = getattr(cu_seqlens, "_attention_layout", None)
         if layout is None or layout.n_heads != n_heads:
-            layout = cu_seqlens._attention_layout = cls(cu_seqlens, n_heads)
+            layout = cls(cu_seqlens, n_heads)
+            cu_seqlens._attention_layout = layout  # type: ignore[attr-defined]  # a tensor takes attributes of anyone's
         return layout
 
     def products(self, cls_only: bool) -> Products:
@@ -249,7 +250,9 @@ def _signed(probs_S: torch.Tensor, kept_S: torch.Tensor) -> torch.Tensor:
 def _mask(dropout: Dropout, layout: Layout, runs: slice, shapes: list[tuple[int, int, int]], probs_S: torch.Tensor) -> torch.Tensor:
     """The keep mask of a chunk's scores: [S], 1 where kept, in the dtype of the probabilities."""
     if dropout.key is None:
+        assert dropout.stream is not None, "a Dropout without a key has a stream"
         return stream_mask(dropout.p, dropout.stream, tuple(probs_S.shape), probs_S.dtype)
+    assert dropout.example_ids is not None, "a Dropout with a key has ids"
     arange = lambda n, *shape: torch.arange(n, device=probs_S.device).view(shape)  # noqa: E731
     all_runs = [run for chunk in layout.chunks for run in chunk]
     masks = []

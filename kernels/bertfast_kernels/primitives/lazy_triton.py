@@ -11,7 +11,8 @@ import functools
 import importlib.util
 import os
 import threading
-from typing import Any, NamedTuple
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -40,21 +41,24 @@ class _Language:
 class _Kernel:
     """A function that `triton.jit` gets once Triton is loaded."""
 
-    def __init__(self, function, options: dict):
+    def __init__(self, function: FunctionType, options: dict[str, Any]):
         self.function, self.options, self.__name__ = function, options, function.__name__
-        self.jitted = None
+        self.jitted: Any = None
 
-    def __getitem__(self, grid):
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return jitted(self)[grid]
 
 
-tl = _Language()
+if TYPE_CHECKING:
+    import triton.language as tl  # what stands there once Triton is loaded: kernels are read as Triton's language
+else:
+    tl = _Language()
 _kernels: list[_Kernel] = []
 _loaded = False
 _loading = threading.Lock()
 
 
-def jit(function=None, **options):
+def jit(function: Any = None, **options: Any) -> Any:
     """`triton.jit`, as soon as Triton is loaded."""
     if function is None:
         return lambda function: jit(function, **options)
@@ -63,7 +67,7 @@ def jit(function=None, **options):
     return jitted(kernel) if _loaded else kernel
 
 
-def load_triton():
+def load_triton() -> ModuleType:
     """The module `triton`. Loaded for the first time, it makes a kernel of every function that was given to `jit`.
 
     Raises:
@@ -73,7 +77,7 @@ def load_triton():
         return _load()
 
 
-def _load():
+def _load() -> ModuleType:
     global tl, _loaded
     import triton
     import triton.language
@@ -96,7 +100,7 @@ def _load():
     return triton
 
 
-def _settle_key(kernel) -> None:
+def _settle_key(kernel: Any) -> None:
     """Have Triton work out the kernel's key in its cache now, after the keys of the functions that it calls.
 
     The key counts a constant at the top of a module that a called function uses, but only where that function's own key is known already: left to
@@ -111,7 +115,7 @@ def _settle_key(kernel) -> None:
     kernel.cache_key  # noqa: B018  (a property that keeps what it finds)
 
 
-def jitted(kernel):
+def jitted(kernel: Any) -> Any:
     """The kernel as Triton knows it."""
     if not isinstance(kernel, _Kernel):
         return kernel
@@ -130,15 +134,15 @@ def is_interpreting() -> bool:
 class Launch(NamedTuple):
     """One launch that was recorded and not made: a kernel, its arguments in order, and its constexprs and options by name."""
 
-    kernel: object
-    args: tuple
-    options: dict
+    kernel: Any  # what `jit` made of a function: ours until Triton is loaded, then Triton's
+    args: tuple[Any, ...]
+    options: dict[str, Any]
 
 
 _records: list[Launch] | None = None
 
 
-def launch(kernel, grid: tuple[int, ...], *args, **options) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """`kernel[grid](*args, **options)`; inside `record_launches`, a note of it. Every kernel of this package is launched through here."""
     if _records is None:
         jitted(kernel)[grid](*args, **options)
@@ -154,7 +158,7 @@ class record_launches:
         self._before, _records = _records, []
         return _records
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         global _records
         _records = self._before
 

@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bertfast.data import Encode, TokenBlock, backend_encoder
 from bertfast.errors import DataError, ExportError
 from bertfast_export.contract import VARIANTS
-from bertfast_export.runtime import CPU, input_types, open_session
+from bertfast_export.runtime import CPU, Session, input_types, open_session
 
 # n texts, B batch, S sequence, C classes
 
@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
 class OnnxClassifier:
     """A verified ONNX classifier. May be called from several threads at once: it holds nothing that a call changes."""
 
-    def __init__(self, session: Any, encoders: tuple[Encode, Encode], labels: Sequence[str], pad_token_id: int = 0):
+    def __init__(self, session: Session, encoders: tuple[Encode, Encode], labels: Sequence[str], pad_token_id: int = 0):
         """encoders: of texts, and of pairs."""
         self.session, self.labels = session, tuple(labels)
         self._encoders, self._pad_token_id, self._types = encoders, pad_token_id, input_types(session)
@@ -62,8 +62,8 @@ class OnnxClassifier:
             steps, length = json.loads(facts["preprocessing"]), int(facts["max_sequence_length"])
             tokenizer = Tokenizer.from_file(str(folder / steps["tokenizer"]))
             cut_left = steps.get("truncation_side") == "left"
-            encoders = tuple(backend_encoder(tokenizer, length, is_pair, cut_left=cut_left) for is_pair in (False, True))
-            return cls(session, encoders, json.loads(facts["labels"]), steps["pad_token"])
+            of_texts, of_pairs = (backend_encoder(tokenizer, length, is_pair, cut_left=cut_left) for is_pair in (False, True))
+            return cls(session, (of_texts, of_pairs), json.loads(facts["labels"]), steps["pad_token"])
         except Exception as error:  # tokenizers raises plain Exceptions
             raise ExportError(f"{folder}: its tokenizer or its metadata cannot be read ({error}); export it again") from None
 

@@ -73,6 +73,7 @@ def export_after_training(block: BertfastConfig, say: Callable[[str], None]) -> 
     from bertfast_export.contract import Options
 
     asked = block.export
+    assert asked is not None, "called where a config exports"
     options = Options(asked.variants, asked.opset, asked.integers, asked.layout)
     export_bundle(block.run.model_dir, str(bundle_folder(block)), options, configured(block), say=say)
 

@@ -35,7 +35,7 @@ class Options:
     max_sequence_length: int | None = None
     packed: bool = False  # model_packed.onnx too
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in self.variants:
             if name not in VARIANTS:
                 raise ConfigError(f"variant {name!r}: there is no such variant; known: {', '.join(VARIANTS)}")

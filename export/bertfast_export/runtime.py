@@ -6,7 +6,8 @@ import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 from bertfast.errors import ExportError
 from bertfast.wording import reason
@@ -18,6 +19,25 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 _WHEELS = ("onnxruntime", "onnxruntime-gpu")
 _CUDA = ((27, "CUDA 13"), (19, "CUDA 12"), (0, "CUDA 11"))  # what onnxruntime-gpu 1.x from PyPI is built for, from which x on
+
+
+class Value(Protocol):
+    """An input or output of a session: `type` as in "tensor(int64)", and in `shape` a number for each length that is fixed."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int | str]: ...
+
+
+class Session(Protocol):
+    """What answers as a session of onnxruntime does."""
+
+    def run(self, names: list[str], features: dict[str, np.ndarray], /) -> list[np.ndarray]: ...
+    def get_inputs(self) -> Sequence[Value]: ...
+    def get_outputs(self) -> Sequence[Value]: ...
 
 
 def check_wheels() -> None:
@@ -69,14 +89,14 @@ def open_session(
     return session
 
 
-def input_types(session: onnxruntime.InferenceSession) -> dict[str, type[np.integer]]:
+def input_types(session: Session) -> dict[str, type[np.integer]]:
     """The integer type of each input."""
     import numpy as np
 
     return {value.name: np.int32 if value.type == "tensor(int32)" else np.int64 for value in session.get_inputs()}
 
 
-def _advice(provider: str, onnxruntime) -> str:
+def _advice(provider: str, onnxruntime: ModuleType) -> str:
     version, available = onnxruntime.__version__, ", ".join(onnxruntime.get_available_providers())
     if provider != "CUDAExecutionProvider":
         return f"onnxruntime {version} has no {provider}; it has {available}"

@@ -17,9 +17,10 @@ def configured(block: BertfastConfig | None) -> Data | None:
     """The evaluation splits of a config's eval_input, as training evaluated on them; None where it names none."""
     if block is None or block.eval_input is None or not names_data(block.eval_input):
         return None
+    given = block.eval_input
 
     def load(task: Task, tokenizer: Any, max_sequence_length: int) -> dict[str, EncodedDataset]:
-        source = block.eval_input.model_copy(update={"max_sequence_length": max_sequence_length})
+        source = given.model_copy(update={"max_sequence_length": max_sequence_length})
         return {split: load_dataset_for(task, source, split, tokenizer, block.run.seed) for split in task.eval_splits}
 
     return load
@@ -29,7 +30,7 @@ def from_file(block: BertfastConfig | None, given: str, scratch: str) -> Data:
     """A file of texts, with labels or without, as `bertfast predict --input` reads it; the folder `scratch` holds the tokens."""
 
     def load(task: Task, tokenizer: Any, max_sequence_length: int) -> dict[str, EncodedDataset]:
-        splits = read_inputs(block, task, given, single=True)
+        splits = read_inputs(block, task, given, single=True)  # type: ignore[arg-type]  # the block is asked where no file is given
         return {name: encode(raw, tokenizer, max_sequence_length, cache_dir=scratch) for name, raw in splits}
 
     return load

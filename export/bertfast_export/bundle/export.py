@@ -11,6 +11,7 @@ import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from transformers import BertConfig
 
@@ -82,7 +83,8 @@ def _fill(
     say(f"asking the eager model: {len(cases)} made-up batches, {sum(len(part) for part in splits.values()):,} examples")
     answers, weights = Answers.of(source.folder, cases), CheckpointWeights.of(source.folder)
     evidence = [Evidence(name, dataset, eager_logits(source.model, dataset)) for name, dataset in splits.items()]
-    verdicts, notes = [], {}
+    verdicts: list[Verdict] = []
+    notes: dict[str, Any] = {}
     if source.skipped:
         notes["skipped"] = {VARIANTS.get(name, PACKED_FILE): why for name, why in source.skipped.items()}
     for variant in (*options.variants, *(["packed"] if options.packed else [])):
@@ -156,15 +158,15 @@ def _write_companions(beside: Path, source: Source, options: Options) -> None:
     config.save_pretrained(beside)
     source.tokenizer.model_max_length = source.max_sequence_length
     source.tokenizer.save_pretrained(beside)
-    task = source.block.task if source.block else None
-    if not isinstance(task, str):
-        task = {
-            "name": source.task.name,
-            "text_columns": source.task.text_columns,
-            "label_column": source.task.label_column,
-            "label_names": source.task.label_names,
-            "metric": source.task.main_metric,
-        }
+    described = {
+        "name": source.task.name,
+        "text_columns": source.task.text_columns,
+        "label_column": source.task.label_column,
+        "label_names": source.task.label_names,
+        "metric": source.task.main_metric,
+    }
+    named_task = source.block.task if source.block else None
+    task = named_task if isinstance(named_task, str) else described
     block = {"task": task, "model": {"checkpoint": source.name}, "eval_input": {"max_sequence_length": source.max_sequence_length}}
     write_json(beside / MODEL_CONFIG_FILE, {"bertfast": block})
     if options.layout == "triton":

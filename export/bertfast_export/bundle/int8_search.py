@@ -60,7 +60,8 @@ def search(network: Network, evidence: list[Evidence], options: Options, metadat
     everything = [np.arange(len(part.dataset)) for part in evidence]
     some = [_spread(len(part.dataset), _ASKED // len(evidence)) for part in evidence]
     is_whole = all(len(rows) == len(part.dataset) for part, rows in zip(evidence, some, strict=True))
-    budget, tried = BUDGETS["model_quantized.onnx"], []
+    budget = BUDGETS["model_quantized.onnx"]
+    tried: list[Trial] = []
     for recipe in recipes(network, statistics):
         graph = quantized_graph(network, statistics, recipe, options.opset, options.integers, metadata)
         for rows in [some] if is_whole else [some, everything]:

@@ -35,6 +35,7 @@ def check_planned(block: BertfastConfig, bert: BertConfig) -> tuple[str, str]:
     from bertfast_export.bundle.examples import configured
     from bertfast_export.contract import VARIANTS
 
+    assert block.export is not None, "asked of configs that export"
     asked, place = block.export, bundle_folder(block)
     refuse_place(place)
     judged = ", ".join(get_task(block.task).eval_splits) if configured(block) is not None else ""
@@ -53,6 +54,7 @@ def check_planned(block: BertfastConfig, bert: BertConfig) -> tuple[str, str]:
 
 def bundle_folder(block: BertfastConfig) -> Path:
     """Where the bundle of a training run goes."""
+    assert block.export is not None, "asked of configs that export"
     return Path(block.export.output or Path(block.run.model_dir) / "onnx")
 
 

@@ -33,10 +33,10 @@ def write_rejected(final: Path, model: Path, verdict: Verdict, hashes: dict[str,
     place = final.with_name(f"{final.name}.rejected")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    for file in model.parent.glob(f"{model.name}*"):
-        shutil.move(file, place / file.name)
+    for part in model.parent.glob(f"{model.name}*"):
+        shutil.move(part, place / part.name)
     if verdict.failing is not None:
-        np.savez_compressed(place / "case.npz", **verdict.failing)
+        np.savez_compressed(place / "case.npz", **verdict.failing)  # type: ignore[arg-type]  # as if an array might be named allow_pickle
         with replacing(place / "reproduce.py") as script:
             script.write(_SCRIPT.format(file=model.name))
     with replacing(place / "verdict.json") as file:

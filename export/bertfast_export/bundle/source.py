@@ -28,7 +28,9 @@ class Source:
         refuse_head(self.head, f"{self.folder}: bertfast_head")
         self.skipped = skipped_variants((*options.variants, *(["packed"] if options.packed else [])), not self.head.is_plain)
         self.model = BertClassifier.from_pretrained(str(self.folder)).eval()
-        if missing := [name for name in self.model.load_report.missing if name.startswith(("classifier.", "pooler."))]:
+        report = self.model.load_report
+        assert report is not None, "from_pretrained makes one"
+        if missing := [name for name in report.missing if name.startswith(("classifier.", "pooler."))]:
             raise CheckpointError(f"{self.folder}: has no classification head ({missing[0]} is missing); train it first")
         self.tokenizer = load_tokenizer(self.folder, bert)
         own = self.folder / MODEL_CONFIG_FILE
@@ -46,12 +48,18 @@ class Source:
 
     def labels(self) -> list[str]:
         """The classes' names in order; of a regression, none."""
-        return [] if self.task.is_regression else [str(self.bert.id2label[index]) for index in range(self.bert.num_labels)]
+        return [] if self.task.is_regression else _label_names(self.bert)
 
 
 def _task_of_labels(bert: BertConfig, is_pair: bool) -> Task:
     """A task for a folder that tells no more than its labels: texts in the column `text`, and of a pair in `text_pair`."""
-    names = None if bert.num_labels == 1 else tuple(str(bert.id2label[index]) for index in range(bert.num_labels))
+    names = None if bert.num_labels == 1 else tuple(_label_names(bert))
     columns = ("text", "text_pair") if is_pair else ("text",)
     config = TaskConfig(name="text-classification", text_columns=columns, label_names=names, metric="pearson" if names is None else None)
     return get_task(config)
+
+
+def _label_names(bert: BertConfig) -> list[str]:
+    """What a model's config calls its classes, in order."""
+    names = {int(index): str(name) for index, name in (bert.id2label or {}).items()}
+    return [names[index] for index in range(len(names))]

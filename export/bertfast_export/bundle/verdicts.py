@@ -6,12 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bertfast_export.contract import PACKED_FILE
-from bertfast_export.judge import NOT_RUN, Verdict, judge, judge_packed
+from bertfast_export.judge import NOT_RUN, Answers, Case, CheckpointWeights, Evidence, KeptWeights, Verdict, judge, judge_packed
 
 Say = Callable[[str], None]
 
 
-def judge_file(model: Path, file: str, cases, answers, evidence, weights, providers: Sequence[str] | None = None) -> Verdict:
+def judge_file(
+    model: Path,
+    file: str,
+    cases: list[Case],
+    answers: Answers,
+    evidence: list[Evidence],
+    weights: Sequence[CheckpointWeights | KeptWeights],
+    providers: Sequence[str] | None = None,
+) -> Verdict:
     if file == PACKED_FILE:
         return judge_packed(model, cases, answers, evidence, weights)
     return judge(model, file, cases, answers, evidence, providers=providers, weights=weights)

@@ -48,7 +48,7 @@ def verify_bundle(
     checkpoint_weights = [CheckpointWeights.of(source.folder)] if source is not None else []
     for file, earlier in noted["verdicts"].items():
         hashes = earlier.get("weights", {}).get("sha256")  # a bundle of an earlier bertfast has none
-        weights = [*checkpoint_weights, *([KeptWeights(hashes)] if hashes else [])]
+        weights: list[CheckpointWeights | KeptWeights] = [*checkpoint_weights, *([KeptWeights(hashes)] if hashes else [])]
         model = next(path.glob(f"**/{file}"))
         verdict = judge_file(model, file, kept.cases, answers or kept.answers, evidence, weights, providers)
         verdicts.append(verdict)
@@ -64,6 +64,7 @@ def _evidence_again(path: Path, kept: KeptEvidence, source: Source | None, data:
     bert = read_config(path)
     block = bundle_block(path)
     task = task_of_model(get_task(block.task), path)
+    assert block.eval_input is not None, "an export writes it into the bundle's block"
     splits = data(task, load_tokenizer(path, bert), block.eval_input.max_sequence_length)
     if source is None:
         return [kept.of(name, dataset) for name, dataset in splits.items()]

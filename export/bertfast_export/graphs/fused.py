@@ -8,6 +8,7 @@ operators from the start, no layer can be missed by a pattern matcher.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from bertfast_export.graphs.writer import count_operators
 class FusedOperators(Operators):
     """ONNX Runtime's operators. In float16 the mask stays safe: its value is an attribute, which the kernels add in float32."""
 
-    def __init__(self, network: Network, opset: int = DEFAULT_OPSET, integers: str = "int64", dtype=np.float32):
+    def __init__(self, network: Network, opset: int = DEFAULT_OPSET, integers: str = "int64", dtype: type[np.floating] = np.float32):
         super().__init__(network, opset)
         self.integers = integers
         self.dtype = dtype
@@ -31,7 +32,7 @@ class FusedOperators(Operators):
     def weight(self, name: str) -> str:
         return self.graph.weight(name, self.network.weights[name].astype(self.dtype, copy=False))
 
-    def fused(self, operator: str, inputs: list[str], name: str, **attributes) -> str:
+    def fused(self, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
         return self.graph.add(operator, inputs, name, domain=MICROSOFT, **attributes)
 
     def mask(self, mask: str) -> str:

@@ -7,8 +7,8 @@ with no token at all is read as if all its columns were tokens, and all alike, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import TensorProto
@@ -26,7 +26,7 @@ def write_own_head(operators: Operators, layers: Mapping[int, str], cls_only: in
     """Outputs of the encoder's layers by number, each [B, S, D] (that of layer `cls_only` is [B, D], of column 0) -> logits [B, C]."""
     head, add, weight = operators.network.head, operators.graph.add, operators.weight
     tokens, vectors = _Tokens(operators), []
-    for index in head.layers:
+    for index in operators.network.head_layers:
         x, name = layers[index], f"head.layers.{index}"
         if head.pooling == "cls":
             parts = [x if index == cls_only else add("Gather", [x, operators.constant("first", 0, np.int64)], f"{name}.cls", axis=1)]
@@ -41,7 +41,8 @@ def write_own_head(operators: Operators, layers: Mapping[int, str], cls_only: in
     x = vectors[0]
     if len(vectors) > 1:
         how = {"concat": "Concat", "mean": "Mean", "max": "Max"}[head.layer_pooling]
-        x = add(how, vectors, "head.features", **({"axis": -1} if how == "Concat" else {}))
+        attributes: dict[str, Any] = {"axis": -1} if how == "Concat" else {}
+        x = add(how, vectors, "head.features", **attributes)
     for number in range(len(head.hidden_sizes)):
         name = f"hidden.{number}"
         x = add("Gemm", [x, weight(f"{name}.weight"), weight(f"{name}.bias")], name)
@@ -53,8 +54,8 @@ class _Tokens:
     """The tokens of a layer [B, S, D] as one vector [B, D]. What depends on the mask alone is written once."""
 
     def __init__(self, operators: Operators):
-        self._operators, self._add, self._made = operators, operators.graph.add, {}
-        self._constant = operators.constant
+        self._operators, self._add, self._constant = operators, operators.graph.add, operators.constant
+        self._made: dict[str, str] = {}
 
     def mean(self, x: str, name: str) -> str:
         shares = self._once("head.shares", lambda made: self._add("Softmax", [self._bias()], made, axis=-1))
@@ -72,8 +73,8 @@ class _Tokens:
         """softmax(v . tanh(W x + b)) over the tokens."""
         inner = self._add("MatMul", [x, self._operators.weight("features.tokens.inner.weight")], f"{name}.product")
         inner = self._add("Add", [inner, self._operators.weight("features.tokens.inner.bias")], f"{name}.inner")
-        scores = [self._add("Tanh", [inner], f"{name}.tanh"), self._operators.weight("features.tokens.score.weight")]
-        scores = self._add("Squeeze", [self._add("MatMul", scores, f"{name}.scores"), self._axis(2)], f"{name}.flat")
+        factors = [self._add("Tanh", [inner], f"{name}.tanh"), self._operators.weight("features.tokens.score.weight")]
+        scores = self._add("Squeeze", [self._add("MatMul", factors, f"{name}.scores"), self._axis(2)], f"{name}.flat")
         shares = self._add("Softmax", [self._add("Add", [scores, self._bias()], f"{name}.masked")], f"{name}.shares", axis=-1)
         return self._weighted(shares, x, name)
 
@@ -104,7 +105,7 @@ class _Tokens:
     def _axis(self, axis: int) -> str:
         return self._constant(f"head.axis{axis}", [axis], np.int64)
 
-    def _once(self, name: str, write) -> str:
+    def _once(self, name: str, write: Callable[[str], str]) -> str:
         if name not in self._made:
             self._made[name] = write(name)
         return self._made[name]

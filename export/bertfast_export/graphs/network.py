@@ -30,7 +30,8 @@ def write_network(operators: Operators, integers: str = "int64", metadata: Mappi
     input_ids, mask, token_type_ids = INPUTS
     mask = operators.mask(mask)
     x = operators.embeddings(input_ids, token_type_ids)
-    last, head, read = operators.network.num_layers - 1, operators.network.head, {}
+    last, head, head_layers = operators.network.num_layers - 1, operators.network.head, operators.network.head_layers
+    read: dict[int, str] = {}
     cls_only = last if head.pooling == "cls" else None
     for index in range(last + 1):
         layer = f"layers.{index}"
@@ -40,13 +41,15 @@ def write_network(operators: Operators, integers: str = "int64", metadata: Mappi
             x = operators.first_token(x)  # nothing reads the other columns of the last feed-forward block
         wide = operators.bias_gelu(operators.product(x, f"{layer}.ffn_up"), f"{layer}.gelu")
         x = operators.add_norm(operators.product(wide, f"{layer}.ffn_down"), x, f"{layer}.ffn_norm")
-        if index in head.layers:
+        if index in head_layers:
             read[index] = x
     logits = operators.head(x) if head.is_plain else write_own_head(operators, read, cls_only)
     kinds = dict.fromkeys(INPUTS, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(integers)))
-    return operators.graph.model(kinds, logits, operators.config.num_labels, metadata or {})
+    return operators.graph.model(kinds, logits, operators.network.num_labels, metadata or {})
 
 
-def portable_graph(network: Network, opset: int = DEFAULT_OPSET, integers: str = "int64", metadata: Mapping[str, str] | None = None):
+def portable_graph(
+    network: Network, opset: int = DEFAULT_OPSET, integers: str = "int64", metadata: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
     """model.onnx: standard operators alone."""
     return write_network(Operators(network, opset), integers, metadata)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 from onnx import TensorProto
 
 from bertfast.config import HeadConfig
@@ -37,8 +38,13 @@ class Network:
     @classmethod
     def of(cls, model: BertClassifier) -> Network:
         """The network of a model in memory."""
-        products = (".qkv.weight", ".attention_out.weight", ".ffn_up.weight", ".ffn_down.weight", "pooler.weight", "classifier.weight")
-        products += ("tokens.inner.weight", "tokens.score.weight", *(f"hidden.{number}.weight" for number in range(len(model.hidden))))
+        products: tuple[str, ...] = (".qkv.weight", ".attention_out.weight", ".ffn_up.weight", ".ffn_down.weight", "pooler.weight")
+        products += (
+            "classifier.weight",
+            "tokens.inner.weight",
+            "tokens.score.weight",
+            *(f"hidden.{number}.weight" for number in range(len(model.hidden))),
+        )
         weights = {}
         for name, tensor in model.state_dict().items():
             array = tensor.detach().float().cpu().numpy()
@@ -49,6 +55,19 @@ class Network:
     def head(self) -> HeadConfig:
         """What is made of the encoder's outputs, its layers counted from 0."""
         return head_of(self.config)
+
+    @property
+    def head_layers(self) -> tuple[int, ...]:
+        """The layers that the head reads."""
+        layers = self.head.layers
+        assert layers is not None, "head_of names the layers"
+        return layers
+
+    @property
+    def num_labels(self) -> int:
+        labels = self.config.num_labels
+        assert labels is not None, "a classifier's config counts its classes"
+        return labels
 
     @property
     def num_layers(self) -> int:
@@ -83,7 +102,7 @@ class Operators:
     def weight(self, name: str) -> str:
         return self.graph.weight(name, self.network.weights[name])
 
-    def constant(self, name: str, values, dtype=np.float32) -> str:
+    def constant(self, name: str, values: ArrayLike, dtype: DTypeLike = np.float32) -> str:
         return self.graph.weight(name, np.asarray(values, dtype=dtype))
 
     def mask(self, mask: str) -> str:

@@ -70,7 +70,11 @@ class PackedOperators(FusedOperators):
 
 
 def packed_graph(
-    network: Network, opset: int = DEFAULT_OPSET, integers: str = "int64", metadata: Mapping[str, str] | None = None, dtype=np.float16
+    network: Network,
+    opset: int = DEFAULT_OPSET,
+    integers: str = "int64",
+    metadata: Mapping[str, str] | None = None,
+    dtype: type[np.floating] = np.float16,
 ) -> onnx.ModelProto:
     """model_packed.onnx, in float16."""
     return write_network(PackedOperators(network, opset, integers, dtype), integers, metadata)

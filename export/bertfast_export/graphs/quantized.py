@@ -10,10 +10,11 @@ more, and the bias takes the move back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper
 
 from bertfast_export.contract import DEFAULT_OPSET, INPUTS
@@ -65,7 +66,7 @@ def int8_share(network: Network, recipe: Recipe) -> float:
     return sum(size for name, size in sizes.items() if name not in recipe.floats) / sum(sizes.values())
 
 
-def measure(network: Network, batches: list[Mapping[str, np.ndarray]]) -> dict[str, Statistics]:
+def measure(network: Network, batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Statistics]:
     """Statistics of every product's inputs, over the tokens of padded features [B, S]."""
     graph = fused_graph(network)
     sources = {node.name.removesuffix(".joined"): node.input[0] for node in graph.graph.node if node.op_type in ("MatMul", "Attention")}
@@ -201,6 +202,6 @@ def quantized_graph(
     opset: int = DEFAULT_OPSET,
     integers: str = "int64",
     metadata: Mapping[str, str] | None = None,
-):
+) -> onnx.ModelProto:
     """model_quantized.onnx by one recipe."""
     return write_network(QuantizedOperators(network, statistics, recipe, opset, integers), integers, metadata)

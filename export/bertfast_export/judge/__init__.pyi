@@ -1,5 +1,5 @@
 from .audit import CheckpointWeights, KeptWeights
-from .cases import make_cases
+from .cases import Case, make_cases
 from .evidence import KeptEvidence, eager_logits, write_evidence
 from .packed_trial import NOT_RUN, judge_packed
 from .reference import Answers, checkpoint_hashes
@@ -10,6 +10,7 @@ __all__ = [
     "BUDGETS",
     "NOT_RUN",
     "Answers",
+    "Case",
     "CheckpointWeights",
     "Evidence",
     "KeptEvidence",

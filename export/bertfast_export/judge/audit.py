@@ -11,7 +11,7 @@ Without the checkpoint, the SHA-256 of every weight, kept in the record, takes i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,9 @@ class CheckpointWeights:
         signed = not product.endswith("ffn_down")
         off = np.abs(scale * float(_LEVELS[signed]) / wanted - 1)
         if not off.max() <= _SCALE_APART:
-            at = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
-            return f"its scale {product}.scale[{at}] is {scale[at]:.6g}, where its weights give {wanted[at] / _LEVELS[signed]:.6g}", 0.0
+            column = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
+            meant = wanted[column] / _LEVELS[signed]
+            return f"its scale {product}.scale[{column}] is {scale[column]:.6g}, where its weights give {meant:.6g}", 0.0
         apart = np.abs(levels - weight / wanted)
         at = np.unravel_index(int(apart.argmax()), apart.shape)
         by_output = apart.mean(axis=0)
@@ -145,10 +146,9 @@ class CheckpointWeights:
                 apart[at]
             )
         if not by_output.max() <= _MEAN_LEVELS_APART:
-            at = int(by_output.argmax())
-            return f"its weights {product}.int8[:, {at}] are {by_output[at]:.3g} levels from what they stand for, on average", float(
-                apart.max()
-            )
+            column = int(by_output.argmax())
+            off_by = f"{by_output[column]:.3g} levels from what they stand for, on average"
+            return f"its weights {product}.int8[:, {column}] are {off_by}", float(apart.max())
         return None, float(apart.max())
 
     def _moved(self, name: str, given: Mapping[str, np.ndarray]) -> str | None:
@@ -171,7 +171,7 @@ def hash_of(values: np.ndarray) -> str:
     return hashlib.sha256(f"{values.dtype.str} {list(values.shape)} ".encode() + np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
-def _renamed(state: Mapping[str, np.ndarray], num_layers: int):
+def _renamed(state: Mapping[str, np.ndarray], num_layers: int) -> Iterator[tuple[str, np.ndarray]]:
     """(the graphs' name, tensor) for each tensor of a state dict of transformers; products as [K, N]."""
     embeddings = {"word": "word_embeddings", "position": "position_embeddings", "segment": "token_type_embeddings"}
     for ours, theirs in embeddings.items():
@@ -245,8 +245,10 @@ def _by_blocks(product: str, weight: np.ndarray, levels: np.ndarray, scale: np.n
     grouped, scale = padded.reshape(levels.shape), scale.reshape(outputs, -1, 1)
     wanted = np.maximum(np.abs(grouped).max(axis=2, keepdims=True) / 127, np.finfo(np.float32).tiny)
     if not np.allclose(scale, wanted, rtol=_SCALE_APART, atol=0):
-        at = int(np.abs(scale / wanted - 1).argmax())
-        return f"its scale {product}.scale[{at}] is {scale.reshape(-1)[at]:.6g}, where its weights give {wanted.reshape(-1)[at]:.6g}"
+        block = int(np.abs(scale / wanted - 1).argmax())
+        return (
+            f"its scale {product}.scale[{block}] is {scale.reshape(-1)[block]:.6g}, where its weights give {wanted.reshape(-1)[block]:.6g}"
+        )
     apart = np.abs(levels - 128.0 - grouped / wanted)
     at = np.unravel_index(int(apart.argmax()), apart.shape)
     if not apart[at] <= 0.5 + 1e-3:
@@ -254,5 +256,5 @@ def _by_blocks(product: str, weight: np.ndarray, levels: np.ndarray, scale: np.n
     return None
 
 
-def _and_more(faults) -> str:
+def _and_more(faults: Sequence[str]) -> str:
     return f"; and {len(faults) - 1} more" if len(faults) > 1 else ""

@@ -52,7 +52,7 @@ def make_cases(config: BertConfig) -> list[Case]:
 class _Kinds:
     """Hands out kinds of rows in turn. Their numbers have no common factor, so that in time every kind of mask meets every other kind."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._turn = 0
 
     def next(self, length: int, config: BertConfig, rng: np.random.Generator) -> tuple[str, dict[str, np.ndarray]]:
@@ -78,7 +78,7 @@ def _holed(length: int, rng: np.random.Generator) -> np.ndarray:
     return (columns < begin) | (columns >= begin + max(length // 4, 1)) | (columns == (0 if begin else length - 1))
 
 
-_MASKS: dict[str, Callable] = {
+_MASKS: dict[str, Callable[..., np.ndarray]] = {
     "no padding": lambda length, rng: np.ones(length),
     "padding on the right": _right,
     "padding on the left": lambda length, rng: _right(length, rng)[::-1],
@@ -87,14 +87,14 @@ _MASKS: dict[str, Callable] = {
     "no token at all": lambda length, rng: np.zeros(length),
     "the first column alone": lambda length, rng: np.arange(length) == 0,
 }
-_IDS: dict[str, Callable] = {
+_IDS: dict[str, Callable[..., np.ndarray]] = {
     "ids of the whole vocabulary": lambda length, size, rng: rng.integers(0, size, length),
     "the lowest ids": lambda length, size, rng: np.arange(length) % size,
     "the highest ids": lambda length, size, rng: size - 1 - np.arange(length) % size,
     "ids of the whole vocabulary too": lambda length, size, rng: rng.integers(0, size, length),
     "one id throughout": lambda length, size, rng: np.full(length, rng.integers(0, size)),
 }
-_SEGMENTS: dict[str, Callable] = {
+_SEGMENTS: dict[str, Callable[..., np.ndarray]] = {
     "one segment": lambda length, rng: np.zeros(length),
     "two segments": lambda length, rng: np.arange(length) >= rng.integers(0, length + 1),
     "the second segment alone": lambda length, rng: np.ones(length),

@@ -18,11 +18,11 @@ import torch
 from bertfast.data import EncodedDataset
 from bertfast.errors import ExportError
 from bertfast.model import BertClassifier
-from bertfast.packing import PackedBatch, plan_sequential
+from bertfast.packing import plan_sequential
 from bertfast_export.contract import INPUTS
 from bertfast_export.judge.cases import Case
 from bertfast_export.judge.reference import Answers
-from bertfast_export.judge.verdict import Evidence
+from bertfast_export.judge.verdict import Evidence, Examples
 
 EVIDENCE_FILE = "verification.npz"
 _BATCH_TOKENS = 4096
@@ -30,19 +30,20 @@ _BATCH_TOKENS = 4096
 
 def eager_logits(model: BertClassifier, dataset: EncodedDataset) -> np.ndarray:
     """Logits [n, C], float32, of every example by the model that was trained, on packed batches."""
+    assert model.num_labels is not None, "a classifier counts its classes"
     logits = np.zeros((len(dataset), model.num_labels), dtype=np.float32)
     plan = plan_sequential(dataset.lengths, batch_size=256, tokens_per_batch=max(_BATCH_TOKENS, dataset.max_sequence_length), world_size=1)
     model.eval()
     with torch.inference_mode():
         for step in range(len(plan)):
             for part in plan.micro_batches(step, 0):
-                batch: PackedBatch = dataset.batch(part)
+                batch = dataset.batch(part)
                 rows = batch.example_ids.numpy()
                 logits[rows[rows >= 0]] = model(batch).numpy()[rows >= 0]
     return logits
 
 
-def hash_of(dataset: EncodedDataset) -> str:
+def hash_of(dataset: Examples) -> str:
     """The SHA-256 of a data set's token ids, segments and labels, in order."""
     digest = hashlib.sha256()
     for begin in range(0, len(dataset), 1024):
@@ -60,7 +61,7 @@ def write_evidence(folder: Path, cases: list[Case], answers: Answers, evidence: 
         arrays |= {f"case{index}.exact": answers.exact[index], f"case{index}.rounded": answers.rounded[index]}
     for part in evidence:
         arrays |= {f"data.{part.name}.logits": part.logits, f"data.{part.name}.hash": np.array(hash_of(part.dataset))}
-    np.savez_compressed(folder / EVIDENCE_FILE, **arrays)
+    np.savez_compressed(folder / EVIDENCE_FILE, **arrays)  # type: ignore[arg-type]  # as if an array might be named allow_pickle
 
 
 class KeptEvidence:
@@ -94,7 +95,7 @@ class KeptEvidence:
             if key.startswith("data.") and key.endswith(".hash")
         }
 
-    def of(self, name: str, dataset: EncodedDataset) -> Evidence:
+    def of(self, name: str, dataset: Examples) -> Evidence:
         """The eager model's logits on a split that is at hand again.
 
         Raises:

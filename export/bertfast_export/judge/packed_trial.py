@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
-from bertfast.data import EncodedDataset
 from bertfast.errors import ExportError
+from bertfast.packing import PackedBatch
 from bertfast_export.contract import PACKED_FILE
 from bertfast_export.judge.audit import CheckpointWeights, KeptWeights
 from bertfast_export.judge.cases import Case
 from bertfast_export.judge.reading import Reading
 from bertfast_export.judge.reference import Answers
 from bertfast_export.judge.trial import judge_session, judge_weights, run_cases
-from bertfast_export.judge.verdict import BUDGETS, Evidence, Verdict
-from bertfast_export.runtime import open_session
+from bertfast_export.judge.verdict import BUDGETS, Evidence, Examples, Verdict
+from bertfast_export.runtime import Session, open_session
 
 CUDA = "CUDAExecutionProvider"
 NOT_RUN = "not run: onnxruntime has no CUDA provider here; its operators were read out in numpy"
@@ -33,7 +32,7 @@ _MISSING_KERNEL = ("Could not find an implementation for", "Failed to find kerne
 class _Part:
     """Some rows of a data set, as the judge looks at one."""
 
-    def __init__(self, dataset: EncodedDataset, rows: np.ndarray):
+    def __init__(self, dataset: Examples, rows: np.ndarray):
         self._dataset, self._rows = dataset, rows
         self.lengths, self.source, self.task = dataset.lengths[rows], dataset.source, dataset.task
         self.labels = None if dataset.labels is None else dataset.labels[rows]
@@ -41,7 +40,7 @@ class _Part:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def batch(self, rows: np.ndarray) -> Any:
+    def batch(self, rows: np.ndarray) -> PackedBatch:
         return self._dataset.batch(self._rows[rows])
 
     def where(self, row: int) -> str:
@@ -86,7 +85,7 @@ def _judge_form(model: Path, verdict: Verdict) -> None:
             verdict.fail(f"its form is refused by onnxruntime: {error}")
 
 
-def _judge_unanswered(session: Any, cases: list[Case], verdict: Verdict) -> None:
+def _judge_unanswered(session: Session, cases: list[Case], verdict: Verdict) -> None:
     for case in cases:
         masked = case.features["attention_mask"][:, 0] == 0
         if masked.any():

@@ -7,8 +7,7 @@ this reading says what it should; whether ONNX Runtime's kernels say the same, o
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import onnx
@@ -93,6 +92,14 @@ class GatherElements(OpRun):
         return (np.take_along_axis(x, indices, axis),)
 
 
+class Described(NamedTuple):
+    """An input or output of a graph, as a session of onnxruntime describes it."""
+
+    name: str
+    type: str
+    shape: list[int | str]
+
+
 class Reading:
     """Answers as a session of onnxruntime does; float16 weights are read as the float32 that they stand for."""
 
@@ -116,16 +123,18 @@ class Reading:
         self._evaluator = ReferenceEvaluator(wide, new_ops=self.OPERATORS)
 
     def run(self, names: list[str], features: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return self._evaluator.run(names, features)
+        answers = self._evaluator.run(names, features)
+        assert isinstance(answers, list), "it gives a dictionary where it is asked for what lies between, and there alone"
+        return answers
 
-    def get_inputs(self) -> list[SimpleNamespace]:
+    def get_inputs(self) -> list[Described]:
         return [_described(value) for value in self._graph.input]
 
-    def get_outputs(self) -> list[SimpleNamespace]:
+    def get_outputs(self) -> list[Described]:
         return [_described(value) for value in self._graph.output]
 
 
-def _described(value: onnx.ValueInfoProto) -> SimpleNamespace:
+def _described(value: onnx.ValueInfoProto) -> Described:
     kind = value.type.tensor_type
-    names = {TensorProto.INT32: "tensor(int32)", TensorProto.INT64: "tensor(int64)", TensorProto.FLOAT: "tensor(float)"}
-    return SimpleNamespace(name=value.name, type=names[kind.elem_type], shape=[dim.dim_param or dim.dim_value for dim in kind.shape.dim])
+    names: dict[int, str] = {TensorProto.INT32: "tensor(int32)", TensorProto.INT64: "tensor(int64)", TensorProto.FLOAT: "tensor(float)"}
+    return Described(name=value.name, type=names[kind.elem_type], shape=[dim.dim_param or dim.dim_value for dim in kind.shape.dim])

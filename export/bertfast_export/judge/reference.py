@@ -57,7 +57,8 @@ class EagerHead(Eager):
         try:
             self.config = BertConfig.from_pretrained(folder, attn_implementation="eager")
             self._head = getattr(self.config, HEAD_KEY)
-            self.model = BertModel(self.config, add_pooling_layer=self._head["pooler"]).to(dtype).eval()
+            encoder = BertModel(self.config, add_pooling_layer=self._head["pooler"])
+            self.model = encoder.to(dtype).eval()  # type: ignore[arg-type]  # transformers wraps `to`, and its type then lacks self
             tensors = {name: tensor.to(dtype) for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
             self.model.load_state_dict({name.removeprefix("bert."): tensor for name, tensor in tensors.items() if name.startswith("bert.")})
         except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bertfast.data import EncodedDataset
 from bertfast.tasks import compute_metrics
 from bertfast_export.contract import HALF_FILES
 from bertfast_export.judge.audit import CheckpointWeights, KeptWeights
 from bertfast_export.judge.cases import Case
 from bertfast_export.judge.reference import Answers
-from bertfast_export.judge.verdict import BUDGETS, Budget, Evidence, Verdict
-from bertfast_export.runtime import input_types, open_session
+from bertfast_export.judge.verdict import BUDGETS, Budget, Evidence, Examples, Verdict
+from bertfast_export.runtime import Session, input_types, open_session
 
 # n examples, B batch, S sequence, C classes
 
@@ -52,7 +52,7 @@ def judge(
     return verdict
 
 
-def judge_session(session, cases: list[Case], answers: Answers, evidence: list[Evidence], verdict: Verdict) -> None:
+def judge_session(session: Session, cases: list[Case], answers: Answers, evidence: list[Evidence], verdict: Verdict) -> None:
     """The signature, the grid and the data, by whatever answers as a session of onnxruntime does."""
     _judge_signature(session, answers, verdict)
     if verdict.fault is None:
@@ -61,12 +61,12 @@ def judge_session(session, cases: list[Case], answers: Answers, evidence: list[E
         _judge_data(session, part, verdict)
 
 
-def run_cases(session, features: dict[str, np.ndarray]) -> np.ndarray:
+def run_cases(session: Session, features: dict[str, np.ndarray]) -> np.ndarray:
     """Logits [B, C] of features [B, S], in the integer type that the file takes."""
     return session.run(["logits"], {name: features[name].astype(kind) for name, kind in input_types(session).items()})[0]
 
 
-def run_dataset(session, dataset: EncodedDataset, num_labels: int, batch_size: int = _BATCH_SIZE) -> np.ndarray:
+def run_dataset(session: Session, dataset: Examples, num_labels: int, batch_size: int = _BATCH_SIZE) -> np.ndarray:
     """Logits [n, C] of every example in order, run in batches sorted by length."""
     logits = np.full((len(dataset), num_labels), np.nan, dtype=np.float32)
     for rows, features in batches_of(dataset, batch_size):
@@ -75,7 +75,7 @@ def run_dataset(session, dataset: EncodedDataset, num_labels: int, batch_size: i
 
 
 def batches_of(
-    dataset: EncodedDataset, batch_size: int = _BATCH_SIZE, rows: np.ndarray | None = None
+    dataset: Examples, batch_size: int = _BATCH_SIZE, rows: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """(rows, padded features) of a dataset, or of some of its rows, shortest examples first."""
     rows = np.arange(len(dataset)) if rows is None else rows
@@ -85,7 +85,7 @@ def batches_of(
         yield batch, _features_of(dataset, batch)
 
 
-def _judge_signature(session, answers: Answers, verdict: Verdict) -> None:
+def _judge_signature(session: Session, answers: Answers, verdict: Verdict) -> None:
     wanted = {"input_ids", "attention_mask", "token_type_ids"}
     inputs, outputs = {value.name for value in session.get_inputs()}, {value.name: value.shape for value in session.get_outputs()}
     if inputs != wanted:
@@ -94,7 +94,7 @@ def _judge_signature(session, answers: Answers, verdict: Verdict) -> None:
         verdict.fail(f"its outputs are {outputs}, where logits of {answers.exact[0].shape[1]} classes should be")
 
 
-def _judge_grid(session, cases: list[Case], answers: Answers, verdict: Verdict) -> None:
+def _judge_grid(session: Session, cases: list[Case], answers: Answers, verdict: Verdict) -> None:
     budget, largest, total, count, chances, worst = verdict.budget, 0.0, 0.0, 0, 0.0, ""
     for case, exact in zip(cases, answers.exact, strict=True):
         try:
@@ -178,12 +178,12 @@ def judge_weights(model: Path, weights: Sequence[CheckpointWeights | KeptWeights
             verdict.fail(found.fault)
 
 
-def _judge_data(session, part: Evidence, verdict: Verdict) -> None:
+def _judge_data(session: Session, part: Evidence, verdict: Verdict) -> None:
     dataset, expected, budget = part.dataset, part.logits.astype(np.float64), verdict.budget
     given = run_dataset(session, dataset, expected.shape[1]).astype(np.float64)
     agrees = agree(given, expected)
     apart = np.abs(given - expected)
-    found = {
+    found: dict[str, Any] = {
         "examples": len(dataset),
         "source": Path(dataset.source).name,
         "largest_logit_difference": float(apart.max()),
@@ -217,12 +217,12 @@ def _judge_data(session, part: Evidence, verdict: Verdict) -> None:
         verdict.fail(fault + "; ".join(filter(None, reasons)), features, expected[row : row + 1], given[row : row + 1])
 
 
-def where(dataset: EncodedDataset, row: int) -> str:
+def where(dataset: Examples, row: int) -> str:
     """File and line of an example, without the folders of this machine."""
     return dataset.where(row).replace(dataset.source, Path(dataset.source).name)
 
 
-def _features_of(dataset: EncodedDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _features_of(dataset: Examples, rows: np.ndarray) -> dict[str, np.ndarray]:
     features = dataset.batch(rows).to_features()
     features.pop("labels", None)
     return {name: tensor.numpy() for name, tensor in features.items()}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from bertfast.data import EncodedDataset
+from bertfast.packing import PackedBatch
+from bertfast.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Verdict:
         facts = {"passed": self.fault is None, "fault": self.fault, "budget": asdict(self.budget), "grid": self.grid, "data": self.data}
         return {**facts, "weights": self.weights}
 
-    def fail(self, fault: str, features: dict[str, np.ndarray] | None = None, expected=None, given=None) -> None:
+    def fail(
+        self, fault: str, features: dict[str, np.ndarray] | None = None, expected: np.ndarray | None = None, given: np.ndarray | None = None
+    ) -> None:
         """Note a fault; the first one stays."""
         if self.fault is None:
             self.fault = fault
@@ -61,10 +64,26 @@ class Verdict:
                 self.failing = {**features, "expected": np.asarray(expected), "given": np.asarray(given)}
 
 
+class Examples(Protocol):
+    """What the judge reads of a data set, or of a part of one; see `bertfast.data.EncodedDataset`."""
+
+    @property
+    def task(self) -> Task: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def lengths(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray | None: ...
+    def __len__(self) -> int: ...
+    def batch(self, rows: np.ndarray, /) -> PackedBatch: ...
+    def where(self, row: int, /) -> str: ...
+
+
 @dataclass
 class Evidence:
     """One split of real examples, and the eager model's logits [n, C] for it."""
 
     name: str
-    dataset: EncodedDataset
+    dataset: Examples
     logits: np.ndarray

@@ -49,12 +49,12 @@ def describe_training(config: Config, checkpoint: tuple[Path, BertConfig]) -> Fo
 
 def export(arguments: Namespace, block: BertfastConfig | None, say: Callable[[str], None]) -> None:
     """`bertfast export`; see `export_bundle` for what it raises."""
-    from bertfast_export.bundle import Source, configured, export_bundle, from_file
+    from bertfast_export.bundle import Candidate, configured, export_bundle, from_file
     from bertfast_export.contract import VARIANTS, Options
 
     named = tuple(part.strip() for part in arguments.variants.split(",")) if arguments.variants else tuple(VARIANTS)
     options = Options(named, arguments.opset, arguments.integers, arguments.layout, arguments.max_sequence_length, arguments.packed)
-    source = Source(arguments.folder, options, block, arguments.pairs)
+    source = Candidate(arguments.folder, options, block, arguments.pairs)
     with TemporaryDirectory(prefix="bertfast-") as scratch:
         data = from_file(source.block, arguments.input, scratch) if arguments.input else configured(source.block)
         if arguments.grid_only:

@@ -21,7 +21,7 @@ from bertfast.cli.entry import main
 from bertfast.config import BertfastConfig
 from bertfast.errors import DataError, ExportError
 from bertfast_export import OnnxClassifier, Options, export_bundle
-from bertfast_export.bundle.source import Source
+from bertfast_export.bundle.source import Candidate
 
 LENGTHS = (1, 40, 3, 0, 17, 100, 2, 9)
 TEXTS = [" ".join(WORDS[(index + place) % len(WORDS)] for place in range(length)) for index, length in enumerate(LENGTHS)]
@@ -201,7 +201,7 @@ def test_predict_of_pairs(tmp_path):
         eval_input={"max_sequence_length": 20},
     )
     export_bundle(
-        str(model), str(tmp_path / "out"), Options(("optimized",)), source=Source(str(model), Options(), block), say=lambda line: None
+        str(model), str(tmp_path / "out"), Options(("optimized",)), source=Candidate(str(model), Options(), block), say=lambda line: None
     )
     (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in zip(TEXTS, TEXTS[::-1], strict=True)))
     (tmp_path / "pairs.tsv").rename(tmp_path / "pairs.txt")

@@ -2,11 +2,11 @@ from .examples import configured, from_file
 from .export import export_bundle
 from .planned import bundle_folder, check_planned
 from .record import bundle_block
-from .source import Source
+from .source import Candidate
 from .verify import verify_bundle
 
 __all__ = [
-    "Source",
+    "Candidate",
     "bundle_block",
     "bundle_folder",
     "check_planned",

@@ -25,7 +25,7 @@ from bertfast_export.bundle.examples import Data
 from bertfast_export.bundle.int8_search import search
 from bertfast_export.bundle.planned import refuse_place
 from bertfast_export.bundle.rejected import write_rejected
-from bertfast_export.bundle.source import Source
+from bertfast_export.bundle.source import Candidate
 from bertfast_export.bundle.triton import write_triton
 from bertfast_export.bundle.verdicts import Say, judge_file, summary
 from bertfast_export.contract import PACKED_FILE, VARIANTS, Options
@@ -37,7 +37,7 @@ _TRANSFORMERS_JS = "onnx"  # where transformers.js looks
 
 
 def export_bundle(
-    folder: str, output: str, options: Options | None = None, data: Data | None = None, source: Source | None = None, say: Say = print
+    folder: str, output: str, options: Options | None = None, data: Data | None = None, source: Candidate | None = None, say: Say = print
 ) -> list[Verdict]:
     """Write the bundle of a fine-tuned classifier to the folder `output`, after every file in it has passed the judge.
 
@@ -57,7 +57,7 @@ def export_bundle(
     final = named(output)
     folders.recover(final)
     refuse_place(final)
-    source = source or Source(folder, options)
+    source = source or Candidate(folder, options)
     splits = data(source.task, source.tokenizer, source.max_sequence_length) if data is not None else {}
     beside = folders.unfinished(final)
     try:
@@ -75,7 +75,7 @@ def export_bundle(
 
 
 def _fill(
-    beside: Path, source: Source, options: Options, splits: dict[str, EncodedDataset], started: datetime, final: Path, say: Say
+    beside: Path, source: Candidate, options: Options, splits: dict[str, EncodedDataset], started: datetime, final: Path, say: Say
 ) -> list[Verdict]:
     """Write, judge and record everything; gives the verdicts."""
     hashes = checkpoint_hashes(source.folder)
@@ -124,7 +124,7 @@ def _fill(
     return verdicts
 
 
-def _metadata(source: Source, variant: str, hashes: dict[str, str]) -> dict[str, str]:
+def _metadata(source: Candidate, variant: str, hashes: dict[str, str]) -> dict[str, str]:
     """What the file says of itself, in metadata_props."""
     tokenizer, pair = source.tokenizer, source.task.is_pair
     special = {name: getattr(tokenizer, f"{name}_id") for name in ("cls_token", "sep_token", "pad_token")}
@@ -147,11 +147,11 @@ def _metadata(source: Source, variant: str, hashes: dict[str, str]) -> dict[str,
     }
 
 
-def _pooled(source: Source) -> str:
+def _pooled(source: Candidate) -> str:
     return "the first column is pooled" if source.head.is_plain else f"the head reads {source.head.describe()}"
 
 
-def _write_companions(beside: Path, source: Source, options: Options) -> None:
+def _write_companions(beside: Path, source: Candidate, options: Options) -> None:
     """config.json, the tokenizer, bertfast.json, and the models where transformers.js or Triton look for them."""
     config = BertConfig.from_dict(source.bert.to_dict())
     config.architectures = ["BertForSequenceClassification"]

@@ -25,7 +25,7 @@ WEIGHTS_ALONE = Recipe("eight-bit weights alone", None, (), True)
 
 
 @dataclass
-class Trial:
+class Attempt:
     """One recipe on the data."""
 
     recipe: Recipe
@@ -40,45 +40,47 @@ class Trial:
 
 
 @dataclass
-class Found:
+class Recipes:
     """What a search came to: the graph, or None, and a line that says why."""
 
     outcome: str
     graph: onnx.ModelProto | None = None
-    tried: list[Trial] = field(default_factory=list)
+    tried: list[Attempt] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """For verification.json."""
-        return {"outcome": self.outcome, "tried": [trial.to_dict() for trial in self.tried]}
+        return {"outcome": self.outcome, "tried": [attempt.to_dict() for attempt in self.tried]}
 
 
-def search(network: Network, evidence: list[Evidence], options: Options, metadata: Mapping[str, str], say: Callable[[str], None]) -> Found:
+def search(
+    network: Network, evidence: list[Evidence], options: Options, metadata: Mapping[str, str], say: Callable[[str], None]
+) -> Recipes:
     """Try recipes from the fastest on; the first that keeps the promise of `BUDGETS` wins. Without data there is none."""
     if not evidence:
-        return Found("none is written: without examples there is nothing to hold an int8 recipe against")
+        return Recipes("none is written: without examples there is nothing to hold an int8 recipe against")
     statistics = measure(network, _sample(evidence))
     everything = [np.arange(len(part.dataset)) for part in evidence]
     some = [_spread(len(part.dataset), _ASKED // len(evidence)) for part in evidence]
     is_whole = all(len(rows) == len(part.dataset) for part, rows in zip(evidence, some, strict=True))
     budget = BUDGETS["model_quantized.onnx"]
-    tried: list[Trial] = []
+    tried: list[Attempt] = []
     for recipe in recipes(network, statistics):
         graph = quantized_graph(network, statistics, recipe, options.opset, options.integers, metadata)
         for rows in [some] if is_whole else [some, everything]:
-            trial = _try(graph, recipe, network, evidence, rows)
-            lost = "" if trial.points_lost is None else f", {trial.points_lost:.2f} points of the metric lost"
+            attempt = _try(graph, recipe, network, evidence, rows)
+            lost = "" if attempt.points_lost is None else f", {attempt.points_lost:.2f} points of the metric lost"
             of = "all" if is_whole or rows is everything else "some"
             say(
-                f"int8: {recipe.name} ({trial.share:.0%} of the work): {trial.agreement:.2%} the same answers{lost}, on {of} of the examples"
+                f"int8: {recipe.name} ({attempt.share:.0%} of the work): {attempt.agreement:.2%} the same answers{lost}, on {of} of the examples"
             )
-            keeps = trial.agreement >= budget.agreement and (trial.points_lost or 0.0) <= budget.metric + 1e-9
+            keeps = attempt.agreement >= budget.agreement and (attempt.points_lost or 0.0) <= budget.metric + 1e-9
             if not keeps:
                 break
-        tried.append(trial)
+        tried.append(attempt)
         if keeps:
-            return Found(f"{recipe.name}: {trial.share:.0%} of the work in int8", graph, tried)
-    best = max(tried, key=lambda trial: trial.agreement)
-    return Found(
+            return Recipes(f"{recipe.name}: {attempt.share:.0%} of the work in int8", graph, tried)
+    best = max(tried, key=lambda attempt: attempt.agreement)
+    return Recipes(
         f"none is written: of {len(tried)} recipes none keeps {budget.agreement:.0%} of the answers and loses at most {budget.metric:g} points; "
         f"the best keeps {best.agreement:.2%}",
         None,
@@ -126,7 +128,7 @@ def _spread(n: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, max(count, 1))).astype(np.int64))
 
 
-def _try(graph: onnx.ModelProto, recipe: Recipe, network: Network, evidence: list[Evidence], chosen: list[np.ndarray]) -> Trial:
+def _try(graph: onnx.ModelProto, recipe: Recipe, network: Network, evidence: list[Evidence], chosen: list[np.ndarray]) -> Attempt:
     """A recipe on these rows of each split, of which the worst counts."""
     session = open_session(graph.SerializeToString())
     agreement, lost = 1.0, []
@@ -144,4 +146,4 @@ def _try(graph: onnx.ModelProto, recipe: Recipe, network: Network, evidence: lis
                 for logits in (expected, given)
             )
             lost.append(100 * (before - after))
-    return Trial(recipe, int8_share(network, recipe), agreement, max(lost) if lost else None)
+    return Attempt(recipe, int8_share(network, recipe), agreement, max(lost) if lost else None)

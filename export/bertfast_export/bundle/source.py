@@ -15,7 +15,7 @@ from bertfast_export.bundle.planned import refuse_head, refuse_truncation
 from bertfast_export.contract import Options, skipped_variants
 
 
-class Source:
+class Candidate:
     """The fine-tuned classifier to export: its model, tokenizer and task, and the data that its config names."""
 
     def __init__(self, folder_or_name: str, options: Options, block: BertfastConfig | None = None, is_pair: bool = False):

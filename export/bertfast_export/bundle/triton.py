@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bertfast.storage import replacing
 
 if TYPE_CHECKING:
-    from bertfast_export.bundle.source import Source
+    from bertfast_export.bundle.source import Candidate
     from bertfast_export.contract import Options
 
 _PREFERENCE = ("model_optimized.onnx", "model.onnx", "model_quantized.onnx", "model_fp16.onnx", "model_packed.onnx")
@@ -30,7 +30,7 @@ parameters {{ key: "intra_op_thread_count" value: {{ string_value: "1" }} }}
 """
 
 
-def write_triton(folder: Path, source: Source, options: Options, max_batch_size: int = 64) -> None:
+def write_triton(folder: Path, source: Candidate, options: Options, max_batch_size: int = 64) -> None:
     """Turn a folder of exported files into a model repository, one model for each file; the fused one takes the plain name.
 
     Triton batches requests of one width: clients pad to a few agreed widths, since every row of a batch has the width of its longest.

@@ -12,7 +12,7 @@ from bertfast.weights import load_tokenizer, read_config, task_of_model
 from bertfast_export.bundle import record
 from bertfast_export.bundle.examples import Data
 from bertfast_export.bundle.record import bundle_block
-from bertfast_export.bundle.source import Source
+from bertfast_export.bundle.source import Candidate
 from bertfast_export.bundle.verdicts import Say, judge_file, summary
 from bertfast_export.contract import Options
 from bertfast_export.judge import Answers, CheckpointWeights, Evidence, KeptEvidence, KeptWeights, Verdict, checkpoint_hashes, eager_logits
@@ -39,7 +39,7 @@ def verify_bundle(
     say(f"{path}: {len(noted['files'])} files as they were on {noted['finished']}")
     kept, answers, source = KeptEvidence(path), None, None
     if checkpoint_path is not None:
-        source = Source(checkpoint_path, Options())
+        source = Candidate(checkpoint_path, Options())
         if checkpoint_hashes(source.folder) != noted["checkpoint"]["sha256"]:
             raise ExportError(f"{source.folder}: not the checkpoint that {path} was made from: its files have other SHA-256s")
         answers = Answers.of(source.folder, kept.cases)
@@ -58,7 +58,7 @@ def verify_bundle(
     return verdicts
 
 
-def _evidence_again(path: Path, kept: KeptEvidence, source: Source | None, data: Data | None) -> list[Evidence]:
+def _evidence_again(path: Path, kept: KeptEvidence, source: Candidate | None, data: Data | None) -> list[Evidence]:
     if data is None:
         return []
     bert = read_config(path)

@@ -25,7 +25,7 @@ def searched(monkeypatch):
     monkeypatch.setattr(int8_search, "quantized_graph", lambda network, statistics, recipe, *_: recipe.name)
 
     def run(examples, agreement):
-        tried = lambda graph, recipe, network, evidence, rows: int8_search.Trial(recipe, 1.0, agreement(recipe, len(rows[0])), 0.0)  # noqa: E731
+        tried = lambda graph, recipe, network, evidence, rows: int8_search.Attempt(recipe, 1.0, agreement(recipe, len(rows[0])), 0.0)  # noqa: E731
         monkeypatch.setattr(int8_search, "_try", tried)
         said = []
         evidence = [SimpleNamespace(dataset=np.zeros(examples))]

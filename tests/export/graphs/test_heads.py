@@ -20,7 +20,7 @@ from bertfast.errors import ConfigError, VerificationError  # noqa: E402
 from bertfast.model.bert import BertClassifier  # noqa: E402
 from bertfast.packing.batch import PackedBatch  # noqa: E402
 from bertfast_export.bundle.export import export_bundle  # noqa: E402
-from bertfast_export.bundle.source import Source  # noqa: E402
+from bertfast_export.bundle.source import Candidate  # noqa: E402
 from bertfast_export.bundle.verify import verify_bundle  # noqa: E402
 from bertfast_export.contract import Options  # noqa: E402
 from bertfast_export.graphs.fused import fused_graph  # noqa: E402
@@ -119,7 +119,7 @@ def test_a_bundle_holds_the_float32_files_and_says_what_it_has_not(tmp_path):
     from bertfast_export.classifier import OnnxClassifier
 
     text = "the dog runs and the cat sleeps"
-    packed = PackedBatch.from_features(dict(Source(str(folder), Options()).tokenizer([text], return_tensors="np")))
+    packed = PackedBatch.from_features(dict(Candidate(str(folder), Options()).tokenizer([text], return_tensors="np")))
     with torch.no_grad():
         expected = BertClassifier.from_pretrained(str(folder)).eval()(packed).numpy()
     found = OnnxClassifier.from_bundle(bundle).logits([text, f"{text} {text}"])
@@ -140,9 +140,9 @@ def test_variants_and_pieces_that_cannot_be(tmp_path):
     with pytest.raises(
         ConfigError, match=r"variants fp16, int8: a head of bertfast's own is written in float32 alone; ask for one of portable"
     ):
-        Source(str(folder), Options(("fp16", "int8")))
+        Candidate(str(folder), Options(("fp16", "int8")))
     values = json.loads((folder / "config.json").read_text())
     values[HEAD_KEY]["pieces"] = "attention"
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"own: bertfast_head.pieces is 'attention'"):
-        Source(str(folder), Options())
+        Candidate(str(folder), Options())

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper  # noqa: E402
 from bertfast.config.load import load_config  # noqa: E402
 from bertfast_export.bundle import int8_search  # noqa: E402
 from bertfast_export.bundle.examples import configured  # noqa: E402
-from bertfast_export.bundle.source import Source  # noqa: E402
+from bertfast_export.bundle.source import Candidate  # noqa: E402
 from bertfast_export.contract import Options  # noqa: E402
 from bertfast_export.graphs.fused import fused_graph  # noqa: E402
 from bertfast_export.graphs.network import portable_graph  # noqa: E402
@@ -33,7 +33,7 @@ class Trial:
     def __init__(self, folder):
         model = write_classifier(folder / "model")
         block = load_config(write_config(folder, write_data(folder / "dev.tsv"), model)).bertfast
-        self.source = Source(str(model), Options(), block)
+        self.source = Candidate(str(model), Options(), block)
         self.network, self.cases = Network.of(self.source.model), make_cases(self.source.bert)
         self.answers, self.weights = Answers.of(model, self.cases), CheckpointWeights.of(model)
         splits = configured(block)(self.source.task, self.source.tokenizer, 32)

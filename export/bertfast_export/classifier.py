@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from bertfast.data import Encode, TokenBlock, backend_encoder
 from bertfast.errors import DataError, ExportError
 from bertfast_export.contract import VARIANTS
-from bertfast_export.runtime import CPU, Session, input_types, open_session
+from bertfast_export.runtime import CPU, Session, input_types, open_session, sha256_of, softmax
 
 # n texts, B batch, S sequence, C classes
 
@@ -76,8 +75,7 @@ class OnnxClassifier:
         logits = self.logits(texts, text_pairs, batch_size)
         if not self.labels:
             return [Prediction(None, score, {}) for score in logits[:, 0].tolist()]
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        rows = (powers / powers.sum(axis=1, keepdims=True)).tolist()
+        rows = softmax(logits).tolist()
         best = logits.argmax(axis=1).tolist()
         return [
             Prediction(self.labels[index], row[index], dict(zip(self.labels, row, strict=True)))
@@ -147,11 +145,6 @@ def _model_file(folder: Path, variant: str | None, provider: str) -> Path:
     if variant not in there:
         raise ExportError(f"{folder}: has no variant {variant!r}; it has {', '.join(there)}")
     for name in (there[variant], f"{there[variant]}.data"):
-        if name in files and (not (folder / name).is_file() or _sha256(folder / name) != files[name]):
+        if name in files and (not (folder / name).is_file() or sha256_of(folder / name) != files[name]):
             raise ExportError(f"{folder}: {name} is missing, or not the file that was verified; export it again")
     return folder / there[variant]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,7 +20,7 @@ from bertfast_export.judge.audit import CheckpointWeights, KeptWeights
 from bertfast_export.judge.cases import Case
 from bertfast_export.judge.reference import Answers
 from bertfast_export.judge.verdict import BUDGETS, Budget, Evidence, Examples, Verdict
-from bertfast_export.runtime import Session, input_types, open_session
+from bertfast_export.runtime import Session, input_types, open_session, softmax
 
 # n examples, B batch, S sequence, C classes
 
@@ -237,10 +237,7 @@ def agree(given: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax over classes; of a regression, nothing."""
-    if logits.shape[1] == 1:
-        return np.zeros_like(logits)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return np.zeros_like(logits) if logits.shape[1] == 1 else softmax(logits)
 
 
 def _shown(logits: np.ndarray) -> str:

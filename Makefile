@@ -36,13 +36,13 @@ lint: .venv/installed
 	.venv/bin/python -m pip install --constraint constraints.txt --build-constraint constraints.txt --editable '.[test,bench,export,sweep]'
 	touch $@
 
-# Other people's programs that read a bundle, for tests/test_export_clients.py: Node's, and Optimum with the older transformers that it asks for.
-.clients/installed: .venv/installed tests/clients.txt
+# Other people's programs that read a bundle, for tests/export/test_clients.py: Node's, and Optimum with the older transformers that it asks for.
+.clients/installed: .venv/installed tests/support/clients.txt
 	rm -f $@
 	mkdir -p .clients/node
 	cd .clients/node && npm install --ignore-scripts --no-audit --no-fund onnxruntime-node@1.30.0 @huggingface/transformers@4.3.1
 	$(PYTHON) -m venv .clients/optimum
-	.clients/optimum/bin/python -m pip install --no-deps --requirement tests/clients.txt
+	.clients/optimum/bin/python -m pip install --no-deps --requirement tests/support/clients.txt
 	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	    > "$$(.clients/optimum/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_bertfast.pth"
 	touch $@

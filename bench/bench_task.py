@@ -102,24 +102,27 @@ def run_bertfast(run: Run, bf16: bool, pipe: Connection) -> dict[str, Any]:
     from bertfast.training.batches import compute_logits
     from bertfast.training.trainer import Trainer
 
-    class TakingTurns(Trainer):
-        turns: Turns | None = None
-
-        def _step(self, step, batches):
-            if self.turns is None:
-                part = curve_set(run, next(iter(self.eval_sets.values())))
-                self.turns = Turns(pipe, self.total_steps, lambda: self._score_of_part(part))
-            self.turns.before()
-            share = super()._step(step, batches)
-            self.turns.after(step + 1)
-            return share
-
-        def _score_of_part(self, part: Part) -> float:
-            logits = compute_logits(self.engine, part, self.settings.eval_input, self.task.num_labels, self.ranks)
-            return compute_metrics(self.task, logits, part.labels)[self.task.main_metric]
-
     with tempfile.TemporaryDirectory() as folder:
-        results = TakingTurns(load_config(run.config(bf16, folder)), device="cpu").fit()
+        trainer = Trainer(load_config(run.config(bf16, folder)), device="cpu")
+        take, turns = trainer._step, None
+
+        def score_of_part(fitting, part: Part) -> float:
+            task = trainer.task
+            logits = compute_logits(fitting.engine, part, fitting.objective.evaluation_source, task.num_labels, fitting.ranks)
+            return compute_metrics(task, logits, part.labels)[task.main_metric]
+
+        def step_in_turn(fitting, watch, step, batches, n_examples):
+            nonlocal turns
+            if turns is None:
+                part = curve_set(run, next(iter(fitting.eval_sets.values())))
+                turns = Turns(pipe, fitting.total_steps, lambda: score_of_part(fitting, part))
+            turns.before()
+            stepped = take(fitting, watch, step, batches, n_examples)
+            turns.after(step + 1)
+            return stepped
+
+        trainer._step = step_in_turn
+        results = trainer.fit()
     return {"metrics": results["metrics"], "steps": results["training"]["steps"]}
 
 

@@ -22,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("interpreted")
 
 
+def pytest_sessionfinish() -> None:
+    from tests.support.runs import close_pool
+
+    close_pool()
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Real data sets: the folder that BERTFAST_DATA names."""

@@ -74,14 +74,14 @@ class Step(NamedTuple):
 def bertfast_steps(job: Job, bf16: bool, folder: str) -> Iterator[Step]:
     """The steps of bertfast's own trainer."""
     from bertfast.training.guards import LossWatch
-    from bertfast.training.pretraining import Pretrainer
+    from bertfast.training.trainer import Trainer
 
-    trainer = Pretrainer(load_config(job.config(bf16, folder)), device="cpu")
-    trainer._prepare()
-    trainer.watch = LossWatch(trainer.train_set, trainer.ranks)
-    for index, batches in trainer.batches.steps(0, _TOTAL_STEPS):
-        tokens = sum(batch.num_tokens for batch in batches)
-        yield Step(tokens, lambda index=index, batches=batches: trainer._step(index, batches).item())
+    trainer = Trainer(load_config(job.config(bf16, folder)), device="cpu", pretrains=True)
+    run = trainer._prepare()
+    watch = LossWatch(run.train_set, run.ranks)
+    for given in run.batches.steps(0, _TOTAL_STEPS):
+        tokens = sum(batch.num_tokens for batch in given[1])
+        yield Step(tokens, lambda given=given: trainer._step(run, watch, *given).share.item())
 
 
 def transformers_steps(job: Job, bf16: bool, full_blocks: bool, folder: str) -> Iterator[Step]:
@@ -122,10 +122,10 @@ def transformers_steps(job: Job, bf16: bool, full_blocks: bool, folder: str) -> 
 def examples_of(job: Job, folder: str) -> list[np.ndarray]:
     """bertfast's examples of the text, before they are masked: ids with [CLS] and [SEP]."""
     from bertfast.engine.ranks import Ranks
-    from bertfast.training.pretraining import PretrainingLoader
+    from bertfast.training.objectives.masked_words import MaskedWords
 
-    loader = PretrainingLoader(load_config(job.config(False, folder)), Ranks(0, 1, torch.device("cpu")))
-    data = loader.training_set(loader.tokenizer())
+    objective = MaskedWords(load_config(job.config(False, folder)), Ranks(0, 1, torch.device("cpu")))
+    data = objective.training_set(objective.tokenizer())
     found = []
     for first in range(0, len(data), 256):
         batch = data.batch(np.arange(first, min(first + 256, len(data))))

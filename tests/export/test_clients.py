@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support import ROOT
 from tests.support.exported import LABELS, write_classifier, write_config, write_data
 from tests.support.tiny_bert import WORDS
 
@@ -76,7 +77,7 @@ def test_node_gives_the_same_answers(file, dtype, variant, modules, bundle, tmp_
         "features": {name: values.tolist() for name, values in features.items()},
     }
     (tmp_path / "request.json").write_text(json.dumps(request))
-    command = ["node", str(Path(__file__).parent / "client.mjs"), str(tmp_path / "request.json")]
+    command = ["node", str(ROOT / "tests" / "support" / "client.mjs"), str(tmp_path / "request.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     given = json.loads(done.stdout.splitlines()[-1])

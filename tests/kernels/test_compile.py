@@ -74,8 +74,8 @@ def test_keys_of_the_cache_do_not_depend_on_the_order_of_compilation():
     code = (
         "import json, sys, bertfast_kernels.compile\n"
         "from bertfast_kernels.primitives import lazy_triton\n"
-        "_triton._kernels[:] = lazy_triton._kernels[::int(sys.argv[1])]\n"
-        "_triton.load_triton()\n"
+        "lazy_triton._kernels[:] = lazy_triton._kernels[::int(sys.argv[1])]\n"
+        "lazy_triton.load_triton()\n"
         "print(json.dumps({kernel.__name__: kernel.jitted.cache_key for kernel in lazy_triton._kernels}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "kernels")}

@@ -1,16 +1,21 @@
-"""Whole runs of a tiny BERT, as their own processes, for the tests of the trainer."""
+"""Whole runs of a tiny BERT, for the tests of the trainer: one rank alone in this process, and others in processes of their own."""
 
+import contextlib
+import functools
+import io
 import json
 import os
 import random
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
+from tests.support.rank_pool import RANKS, RankPool
 from tests.support.tiny_bert import WORDS, write_tiny_bert
 
 
@@ -68,11 +73,45 @@ def start(folder: Path, *arguments: str, ranks: int = 0) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def train(folder: Path, *arguments: str, ranks: int = 0, code: int = 0) -> str:
-    process = start(folder, *arguments, ranks=ranks)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == code, output[-3000:]
+def train(folder: Path, *arguments: str, ranks: int = 0, code: int = 0, own_process: bool = False) -> str:
+    """What launch.py says with these arguments, on standard output and error together; it must end with `code`.
+
+    One rank runs in this process, and two in processes that stay (see rank_pool): by the same function as launch.py's, and spared some seconds of
+    imports each. A resumed run has processes of its own, so that what it knows is what the checkpoint tells; so has one that is to fail on two ranks.
+    """
+    words = ["--config", str(folder / "config.json"), *arguments]
+    if own_process or "--resume" in arguments or ranks not in (0, RANKS) or (ranks and code):
+        process = start(folder, *arguments, ranks=ranks)
+        output, _ = process.communicate(timeout=300)
+        codes = [process.returncode]
+    elif ranks:
+        codes, output = _pool().run(folder, words)
+    else:
+        codes, output = _here(folder, words)
+    assert set(codes) == {code}, output[-3000:]
     return output
+
+
+@functools.cache
+def _pool() -> RankPool:
+    folder = Path(tempfile.mkdtemp(prefix="bertfast-ranks-"))
+    pool = RankPool(folder, environment())
+    return pool
+
+
+def close_pool() -> None:
+    """End the ranks that stay, where there are any."""
+    if _pool.cache_info().currsize:
+        _pool().close()
+
+
+def _here(folder: Path, arguments: list[str]) -> tuple[list[int], str]:
+    from bertfast.cli import launch
+
+    said = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        returned = launch(arguments)
+    return [returned], said.getvalue()
 
 
 def losses(folder: Path, run: str = "run") -> dict[int, float]:

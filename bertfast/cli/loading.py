@@ -67,6 +67,7 @@ def model_folder_of(arguments: Namespace, config: Config) -> str:
 
 
 def trainer_of(arguments: Namespace, config: Config) -> Trainer:
+    checkpoint_path: str | None
     if arguments.command in ("eval", "predict") or arguments.evaluate_only:
         checkpoint_path = model_folder_of(arguments, config)
     else:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from bertfast.cli.loading import config_of, exporter, model_folder_of, trainer_of
 from bertfast.config import BertfastConfig, InputConfig, refuse_several
-from bertfast.machine import rank
 from bertfast.tasks import get_task
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def predict(arguments: Namespace) -> int:
         trainer = trainer_of(arguments, config)
         for split, dataset in encoded_inputs(config.bertfast, folder, arguments.input, not to_folder, scratch):
             logits = trainer.predict(dataset=dataset)
-            if rank() != 0:
+            if logits is None:  # on ranks but the first
                 continue
             if to_stdout:
                 write_lines(stdout, prediction_lines(dataset.task, logits, form))

@@ -63,6 +63,7 @@ class HeadConfig(Block):
 
     def describe(self) -> str:
         """The head in words; its layers must be named."""
+        assert self.layers is not None, "described once they are known"
         tokens = {"cls": "[CLS]", "mean_max": "the mean and the maximum of the tokens", "attention": "an attention over the tokens"}
         words = f"{tokens.get(self.pooling, f'the {self.pooling} of the tokens')} of encoder layer"
         words += f" {self.layers[0]}" if len(self.layers) == 1 else f"s {', '.join(map(str, self.layers))} ({self.layer_pooling})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
@@ -15,6 +15,9 @@ from bertfast.config.files import find_config, parse_value, read_json_or_yaml, w
 from bertfast.config.schema import BertfastConfig, Config
 from bertfast.errors import ConfigError
 from bertfast.wording import listed, unknown_key
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def load_config(path: str | Path | dict, overrides: list[str] | None = None, flag: str = "--set") -> Config:
@@ -67,7 +70,7 @@ def _override(raw: dict[str, Any], override: str, flag: str) -> None:
     node[last] = parse_value(text)
 
 
-def _relevant(error: ValidationError, block: dict) -> list[dict]:
+def _relevant(error: ValidationError, block: dict) -> list[ErrorDetails]:
     """Pydantic reports every branch of `task: str | TaskConfig`; keep the branch that the user meant."""
 
     def is_meant(place: tuple) -> bool:
@@ -82,7 +85,7 @@ def _relevant(error: ValidationError, block: dict) -> list[dict]:
     return [item for item in error.errors() if is_meant(item["loc"])]
 
 
-def _explain(source: Callable[[str], str], item: dict) -> str:
+def _explain(source: Callable[[str], str], item: ErrorDetails) -> str:
     """One of pydantic's errors in our words: source, key, value, and what to do."""
     path = [str(part) for part in item["loc"] if part not in ("TaskConfig", "str")]
     dotted, value, kind = ".".join(["bertfast", *path]), item.get("input"), item["type"]

@@ -15,6 +15,7 @@ _HELD_FOR_ALL = ("multitask", "loss")  # the loss of a task among others is the 
 def task_configs(config: Config) -> dict[str, Config]:
     """The config of each task by its name, in order: the shared blocks, with the task and its own inputs; the model is the same."""
     block = config.bertfast
+    assert block.multitask is not None, "asked of a config of several tasks"
     return {task.name: Config(config.deepspeed, _block_of(block, task), config.path) for task in block.multitask.tasks}
 
 
@@ -41,11 +42,12 @@ def exported_blocks(block: BertfastConfig) -> list[BertfastConfig]:
     and export."""
     if block.multitask is None:
         return [block]
+    assert block.export is not None, "asked of a config that exports"
     folder, found = Path(block.run.model_dir), []
     for task in block.multitask.tasks:
-        place = str(Path(block.export.output or folder / "onnx") / task.name)
         run = block.run.model_copy(update={"model_dir": str(folder / "model" / task.name)})
-        found.append(_block_of(block, task).model_copy(update={"run": run, "export": block.export.model_copy(update={"output": place})}))
+        export = block.export.model_copy(update={"output": str(Path(block.export.output or folder / "onnx") / task.name)})
+        found.append(_block_of(block, task).model_copy(update={"run": run, "export": export}))
     return found
 
 
@@ -61,6 +63,7 @@ def _given(block: BertfastConfig) -> dict:
     return {name: value for name, value in block if name not in _HELD_FOR_ALL}
 
 
-def _merged(shared: InputConfig, own: TaskInput) -> InputConfig:
+def _merged(shared: InputConfig | None, own: TaskInput) -> InputConfig:
     """The shared input with one task's data; validated anew, so that its rules hold (one source, a budget that holds the longest)."""
+    assert shared is not None, "a config of several tasks gets each input that one of its tasks has"
     return InputConfig.model_validate({**shared.model_dump(exclude_unset=True), **own.model_dump(exclude_unset=True, exclude_none=True)})

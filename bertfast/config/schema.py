@@ -83,7 +83,7 @@ class BertfastConfig(Block):
     @model_validator(mode="after")
     def _multitask_fits(self) -> BertfastConfig:
         if self.multitask is not None:
-            check_multitask(self)
+            check_multitask(self, self.multitask)
         return self
 
 
@@ -134,7 +134,7 @@ class Config:
         return {**self.deepspeed, "bertfast": self.bertfast.model_dump(mode="json", exclude_none=True, exclude_unset=not defaults)}
 
 
-def check_multitask(block: BertfastConfig) -> None:
+def check_multitask(block: BertfastConfig, multitask: MultitaskConfig) -> None:
     """Raise ValueError where other blocks contradict `multitask`."""
     if not isinstance(block.task, TaskConfig) or block.task.name != MIXTURE["name"]:
         raise ValueError("task and multitask contradict each other: multitask.tasks names the tasks; take bertfast.task out")
@@ -149,14 +149,14 @@ def check_multitask(block: BertfastConfig) -> None:
         ]
         if named:
             raise ValueError(f"{name}.{named[0]} belongs to one task: write it into {name} of that task of multitask.tasks")
-        for task in block.multitask.tasks:
+        for task in multitask.tasks:
             own, budget = getattr(task, name), None if part is None else part.tokens_per_batch
             if own is not None and budget is not None and (own.max_sequence_length or 0) > budget:
                 raise ValueError(
                     f"{name}.tokens_per_batch is {budget}, less than max_sequence_length {own.max_sequence_length} of task {task.name}: "
                     "its longest example would fit in no micro-batch"
                 )
-    if block.eval_input is not None and not any(task.eval_input is not None for task in block.multitask.tasks):
+    if block.eval_input is not None and not any(task.eval_input is not None for task in multitask.tasks):
         raise ValueError("eval_input tells how to evaluate, but none of multitask.tasks has an eval_input that names what; {} is the hub's")
     if block.truncation.is_hierarchical or block.head.pieces != "mean":
         raise ValueError(
@@ -164,7 +164,9 @@ def check_multitask(block: BertfastConfig) -> None:
         )
     if isinstance(block.loss.class_weights, tuple):
         raise ValueError("loss.class_weights holds the weights of one task's classes; with multitask it can be 'balanced', or be left out")
-    if block.train_input.planner == "tokens" and block.multitask.sampling == "annealed":
+    if block.train_input is None:
+        raise ValueError("multitask needs a train_input, which tells how the examples of all tasks are cut into batches; {} will do")
+    if block.train_input.planner == "tokens" and multitask.sampling == "annealed":
         raise ValueError(
             "multitask.sampling 'annealed' changes from epoch to epoch how many tokens there are; use train_input.planner 'examples' with it"
         )

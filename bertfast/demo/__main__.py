@@ -137,7 +137,7 @@ def write_data(folders: Folders, train_rows: int, dev_rows: int, seed: int) -> t
 def write_checkpoint(folder: Path, pairs: Sequence[Pair], seed: int) -> None:
     """Write a checkpoint to fine-tune: a WordPiece tokenizer for the words of `pairs`, and a BERT of 2 layers with random weights."""
     import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -145,7 +145,7 @@ def write_checkpoint(folder: Path, pairs: Sequence[Pair], seed: int) -> None:
     torch.manual_seed(seed)
     config = BertConfig(vocab_size=len(vocabulary), pad_token_id=vocabulary["[PAD]"], **DEMO)
     BertModel(config).save_pretrained(folder)
-    BertTokenizerFast(vocab=vocabulary, model_max_length=config.max_position_embeddings).save_pretrained(folder)
+    BertTokenizer(vocab=vocabulary, model_max_length=config.max_position_embeddings).save_pretrained(folder)
 
 
 def _wordpiece_vocabulary(pairs: Sequence[Pair]) -> dict[str, int]:
@@ -248,11 +248,13 @@ def classify(folder: Path, pairs: Sequence[Pair]) -> list[list[float]]:
     from bertfast.packing import PackedBatch
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = BertClassifier.from_pretrained(folder).eval()
+    model = BertClassifier.from_pretrained(str(folder)).eval()
     features = tokenizer([pair.premise for pair in pairs], [pair.hypothesis for pair in pairs], padding=True, return_tensors="np")
     with torch.inference_mode():
         probabilities_BC = model(PackedBatch.from_features(features)).softmax(dim=-1)
-    order = [model.config.label2id[name] for name in LABEL_NAMES]
+    numbers = model.config.label2id
+    assert numbers is not None, "a classifier's config counts its classes"
+    order = [int(numbers[name]) for name in LABEL_NAMES]
     return probabilities_BC[:, order].tolist()
 
 

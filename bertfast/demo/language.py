@@ -75,7 +75,9 @@ class Pair(NamedTuple):
 
 def meanings(slot: str) -> dict[str | None, frozenset[str]]:
     """Every phrase of a slot, and None for the open slot, with the possibilities that it stands for."""
-    general = {phrase: frozenset(members) for phrase, members in _HIERARCHIES[slot].items() if phrase is not None}
+    general: dict[str | None, frozenset[str]] = {
+        phrase: frozenset(members) for phrase, members in _HIERARCHIES[slot].items() if phrase is not None
+    }
     particular = [phrase for members in _HIERARCHIES[slot].values() for phrase in members]
     return {**{phrase: frozenset([phrase]) for phrase in particular}, **general, None: frozenset(particular)}
 
@@ -144,8 +146,9 @@ def generate(rows: int, templates: Sequence[str], seed: int) -> list[Pair]:
     pairs = []
     for _ in range(rows):
         label = rng.choice(LABEL_NAMES)
-        sentences = [write_sentence(rng.choice(templates), scene, rng.choice(("a", "the"))) for scene in draw_scenes(label, rng)]
-        pairs.append(Pair(*sentences, label))
+        scenes = draw_scenes(label, rng)
+        premise, hypothesis = (write_sentence(rng.choice(templates), scene, rng.choice(("a", "the"))) for scene in scenes)
+        pairs.append(Pair(premise, hypothesis, label))
     return pairs
 
 

@@ -6,10 +6,9 @@ the layout of FlashAttention's variable-length kernels (Dao et al. 2022).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -88,10 +87,10 @@ class PackedBatch:
             example_ids=torch.from_numpy(np.asarray(example_ids, dtype=np.int32)),
         )
 
-    def with_pieces(self, cu_pieces, piece_ids) -> PackedBatch:
+    def with_pieces(self, cu_pieces, piece_ids) -> Self:
         """The same sequences as pieces of documents; arrays of integers [B + 1] and [P]."""
-        arrays = (torch.from_numpy(np.asarray(array, dtype=np.int32)) for array in (cu_pieces, piece_ids))
-        return dataclasses.replace(self, **dict(zip(("cu_pieces", "piece_ids"), arrays, strict=True)))
+        pieces, ids = (torch.from_numpy(np.asarray(array, dtype=np.int32)) for array in (cu_pieces, piece_ids))
+        return replace(self, cu_pieces=pieces, piece_ids=ids)
 
     @classmethod
     def from_features(cls, features: Mapping) -> PackedBatch:
@@ -141,21 +140,28 @@ class PackedBatch:
             features["labels"] = self.labels
         return features
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
-        moved = {name: value.to(device, non_blocking=non_blocking) for name, value in self._tensors()}
-        return dataclasses.replace(self, **moved)
+        return self.with_tensors({name: value.to(device, non_blocking=non_blocking) for name, value in self._tensors()})
 
-    def pin_memory(self) -> PackedBatch:
+    def pin_memory(self) -> Self:
         """The same batch in page-locked memory, from which copies to a GPU run beside its work."""
-        return dataclasses.replace(self, **{name: value.pin_memory() for name, value in self._tensors()})
+        return self.with_tensors({name: value.pin_memory() for name, value in self._tensors()})
+
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """The same batch with these tensors in the fields of their names."""
+        changed: dict[str, Any] = {**tensors}  # replace() takes each for the type of its field, and not all fields are tensors
+        return replace(self, **changed)
 
     def _tensors(self) -> list[tuple[str, torch.Tensor]]:
-        pairs = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        pairs = ((own.name, getattr(self, own.name)) for own in fields(self))
         return [(name, value) for name, value in pairs if isinstance(value, torch.Tensor)]
 
 
-def doubled(batch: PackedBatch) -> PackedBatch:
+AnyBatch = TypeVar("AnyBatch", bound=PackedBatch)
+
+
+def doubled(batch: AnyBatch) -> AnyBatch:
     """A batch twice over, [2B] examples; dropout by key meets the second half as other examples."""
     ids = batch.example_ids if batch.piece_ids is None else batch.piece_ids
     twice = {
@@ -169,7 +175,7 @@ def doubled(batch: PackedBatch) -> PackedBatch:
         twice["cu_pieces"] = torch.cat((batch.cu_pieces, batch.cu_pieces[1:] + batch.num_sequences))
     if batch.labels is not None:
         twice["labels"] = torch.cat((batch.labels, batch.labels))
-    return dataclasses.replace(batch, **twice)
+    return batch.with_tensors(twice)
 
 
 @dataclass
@@ -179,8 +185,8 @@ class MixedBatch(PackedBatch):
     task_order: int64 [B], the examples sorted by task; task_counts: how many each task has there, for `split`, known without asking a GPU.
     """
 
-    task_order: torch.Tensor | None = None
-    task_counts: tuple[int, ...] = ()
+    task_order: torch.Tensor = field(kw_only=True)
+    task_counts: tuple[int, ...] = field(kw_only=True)
 
     @classmethod
     def of(cls, batch: PackedBatch, tasks_B: np.ndarray, n_tasks: int) -> MixedBatch:

@@ -5,7 +5,7 @@ Every random number is a hash of (seed, epoch, example, position), so that masks
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -111,8 +111,8 @@ def _uniform(x: np.ndarray) -> np.ndarray:
 class MaskedBatch(PackedBatch):
     """A PackedBatch with masks in its input_ids. masked_rows: int64 [M], the tokens to predict; masked_labels: int64 [M], what stood there."""
 
-    masked_rows: torch.Tensor | None = None
-    masked_labels: torch.Tensor | None = None
+    masked_rows: torch.Tensor = field(kw_only=True)
+    masked_labels: torch.Tensor = field(kw_only=True)
 
     @classmethod
     def of(cls, batch: PackedBatch, masking: Masking, key: tuple[int, int]) -> MaskedBatch:

@@ -196,13 +196,13 @@ def cut_sorted(counts: np.ndarray, max_examples: int, max_tokens: int) -> list[i
     lengths = np.flatnonzero(counts)[::-1]
     examples = np.append(0, np.cumsum(counts[lengths])).tolist()  # before each length
     tokens = np.append(0, np.cumsum(counts[lengths] * lengths)).tolist()
-    lengths = [*lengths.tolist(), 1]
+    sizes = [*lengths.tolist(), 1]
     bounds, place, spent = [0], 0, 0
     while place < examples[-1]:
         limit = spent + max_tokens
         at = bisect_right(tokens, limit) - 1
-        place = min(place + max_examples, examples[-1], examples[at] + (limit - tokens[at]) // lengths[at])
+        place = min(place + max_examples, examples[-1], examples[at] + (limit - tokens[at]) // sizes[at])
         at = bisect_right(examples, place) - 1
-        spent = tokens[at] + (place - examples[at]) * lengths[at]
+        spent = tokens[at] + (place - examples[at]) * sizes[at]
         bounds.append(place)
     return bounds

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bertfast.packing.batch import PackedBatch
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _AHEAD = 3  # steps whose batches are ready before they are needed
 _ALIGNMENT = 512  # bytes, as torch's allocator gives: kernels that are compiled for aligned memory find it
@@ -112,7 +113,7 @@ def read_from(buffer: Tensor, batches: list[PackedBatch], places: list[Place]) -
     views: list[dict[str, Tensor]] = [{} for _ in batches]
     for place in places:
         views[place.batch][place.name] = _view(buffer, place)
-    return [dataclasses.replace(batch, **mine) for batch, mine in zip(batches, views, strict=True)]
+    return [batch.with_tensors(mine) for batch, mine in zip(batches, views, strict=True)]
 
 
 def _view(buffer: Tensor, place: Place) -> Tensor:

@@ -9,15 +9,14 @@ from functools import partial
 from bertfast.errors import DataError
 from bertfast.readers.own_formats import unescaped
 from bertfast.readers.rows import Rows, Source, expected_layout, label_text, missing_column, not_a_text, place
-from bertfast.tasks import Task
+from bertfast.tasks import HubSet, Task
 
 HUB_BLOCK_ROWS = 10_000
 
 HUB_SECONDS = 5  # to answer one question; `datasets` repeats each of its own for half a minute, and longer where packets are dropped
 
 
-def hub_source(task: Task, split: str) -> Source:
-    hub = task.hub
+def hub_source(task: Task, hub: HubSet, split: str) -> Source:
     name = f"{hub.name} ({hub.config})" if hub.config else hub.name
     hub_split = hub.splits.get(split, split)
     try:
@@ -32,7 +31,7 @@ def hub_source(task: Task, split: str) -> Source:
             f"Give data_dir, a folder with {expected_layout(task, split)}, or data_file"
         ) from error
     where = f"{name}, split {hub_split}"
-    rows = partial(_read_hub, data, task, where)
+    rows = partial(_read_hub, data, hub, where)
     if task.layout.newline_escape is not None:
         rows = partial(unescaped, rows, task.layout.newline_escape)
     return Source(where, rows, lambda: f"hub {hub.name} {hub.config} {hub_split} {data._fingerprint}", "row")
@@ -60,8 +59,7 @@ def _offline_unless_hub_answers() -> Iterator[None]:
             setattr(module, name, value)
 
 
-def _read_hub(data, task: Task, where: str) -> Iterator[Rows]:
-    hub = task.hub
+def _read_hub(data, hub: HubSet, where: str) -> Iterator[Rows]:
     for column in (*(part for parts in hub.text_columns for part in parts), hub.label_column):
         if column not in data.column_names:
             raise DataError(missing_column((column,), data.column_names, where))

@@ -99,7 +99,7 @@ def _scores(spellings: list[str], place: Callable[[int], str]) -> np.ndarray:
 
 def _class_ids(task: Task, spellings: list[str], place: Callable[[int], str], first_label: int) -> np.ndarray:
     """A label is a name, or the number of a class. Where a name is itself a whole number, all are names: "1" cannot be both."""
-    names = {name: index for index, name in enumerate(task.label_names)}
+    names = {name: index for index, name in enumerate(task.class_names)}
     numbers_are_names = any(_INTEGER.fullmatch(name) for name in names)
     if "0" in spellings:
         first_label = 0  # the file numbers its classes from 0, as the hub's copies of the Zhang sets do
@@ -112,7 +112,7 @@ def _class_ids(task: Task, spellings: list[str], place: Callable[[int], str], fi
         elif value is None and number is not None:
             value = names.get(str(number))
         if value is None or not 0 <= value < len(names):
-            raise DataError(f"{place(code)}: {_unknown(spelling, task.label_names, first_label, numbers_are_names)}")
+            raise DataError(f"{place(code)}: {_unknown(spelling, task.class_names, first_label, numbers_are_names)}")
         values.append(value)
     return np.array(values, dtype=np.int32)
 

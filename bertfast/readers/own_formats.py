@@ -74,10 +74,8 @@ def unescaped(rows: Callable[[], Iterator[Rows]], escape: str) -> Iterator[Rows]
 
 def check_classes(task: Task, path: Path) -> None:
     names = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    if len(names) != len(task.label_names):
-        raise DataError(
-            f"{path}: {len(names)} classes, but task {task.name} has {len(task.label_names)}; is this the folder of another task?"
-        )
+    if len(names) != task.num_labels:
+        raise DataError(f"{path}: {len(names)} classes, but task {task.name} has {task.num_labels}; is this the folder of another task?")
 
 
 def read_msr(path: Path, dev_ids: Path | None, columns: Columns, split: str) -> Iterator[Rows]:

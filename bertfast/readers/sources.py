@@ -42,7 +42,7 @@ def find_source(task: Task, config: InputConfig, split: str, with_labels: bool =
         return _folder_source(task, Path(config.data_dir), split, with_labels)
     if task.hub is None:
         raise ConfigError(f"task {task.name}: its input names no data; give data_file, data_dir or input_fn")
-    return hub_source(task, split)
+    return hub_source(task, task.hub, split)
 
 
 def _folder_source(task: Task, data_dir: Path, split: str, with_labels: bool) -> Source:
@@ -132,7 +132,10 @@ def _columns(task: Task, split: str) -> Columns:
 def _locator(task: Task, columns: Columns) -> Callable[[Sequence[str], str], Fields]:
     if task.layout.no_header is not None:
         return partial(_locate_without_header, task.layout.no_header, columns)
-    return partial(_locate_zhang, columns, task.hub.text_columns[0]) if task.layout.kind == "zhang" else columns.find
+    if task.layout.kind != "zhang":
+        return columns.find
+    assert task.hub is not None, "each of these sets is on the hub too"
+    return partial(_locate_zhang, columns, task.hub.text_columns[0])
 
 
 def _locate_without_header(no_header: tuple[str, ...], columns: Columns, first_row: Sequence[str], where: str) -> Fields:

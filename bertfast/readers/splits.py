@@ -76,7 +76,7 @@ class RawSplit:
             wanted = "pairs of texts" if task.is_pair else "single texts"
             raise DataError(f"{source}: task {task.name} takes {wanted} ({', '.join(task.text_columns)})")
         columns = [column for column in (text_a, text_b) if column is not None]
-        sizes = {len(column) for column in (*columns, *([] if labels is None else [labels]))}
+        sizes = {len(column) for column in columns} | (set() if labels is None else {len(labels)})
         if len(sizes) > 1 or 0 in sizes:
             raise DataError(
                 f"{source}: the texts and labels have {' and '.join(map(str, sorted(sizes)))} rows; there must be as many of each"
@@ -99,13 +99,11 @@ class RawSplit:
         chosen = random_subset(len(self), max_examples, seed)
         if chosen is None:
             return replace(self, fingerprint=fingerprint)
-        text_a, text_b = (
-            None if column is None else TextColumn(column.arrow.take(number_array(chosen))) for column in (self.text_a, self.text_b)
-        )
+        rows = number_array(chosen)
         return replace(
             self,
-            text_a=text_a,
-            text_b=text_b,
+            text_a=TextColumn(self.text_a.arrow.take(rows)),
+            text_b=None if self.text_b is None else TextColumn(self.text_b.arrow.take(rows)),
             labels=None if self.labels is None else self.labels[chosen],
             lines=self.lines[chosen],
             parts=None if self.parts is None else [self.parts[index] for index in chosen],
@@ -175,9 +173,10 @@ def read_split(task: Task, source: Source, split: str, with_labels: bool = True)
             chunks.append(_checked(column, source.name, source.unit, block.lines, block.parts))
         lines.append(np.asarray(block.lines, dtype=np.int32))
         parts += block.parts or []
-        has_labels = with_labels and block.labels is not None
-        if has_labels:
-            labels.add(block.labels)
+        found = block.labels if with_labels else None
+        has_labels = found is not None
+        if found is not None:
+            labels.add(found)
     if not lines:
         raise DataError(f"{source.name}: there is no row for split {split!r}")
     columns = [_text_column(chunks) for chunks in texts]
@@ -188,7 +187,7 @@ def read_split(task: Task, source: Source, split: str, with_labels: bool = True)
     return raw
 
 
-def _checked(texts: list[str], source: str, unit: str, lines: Sequence[int], parts: list[str] | None) -> pa.Array:
+def _checked(texts: list[str], source: str, unit: str, lines: Sequence[int] | np.ndarray, parts: list[str] | None) -> pa.Array:
     try:
         return text_array(texts)
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair

@@ -131,7 +131,7 @@ def _dataset(task: Task, split: str) -> dict[str, str]:
 def _labels(task: Task) -> list[str]:
     if task.is_regression:
         return []
-    return ["## Labels", "", *_table(["id", "label"], [[str(index), name] for index, name in enumerate(task.label_names)]), ""]
+    return ["## Labels", "", *_table(["id", "label"], [[str(index), name] for index, name in enumerate(task.class_names)]), ""]
 
 
 def _metrics_table(metrics: dict[str, dict[str, float]]) -> list[str]:

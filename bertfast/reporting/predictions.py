@@ -108,7 +108,7 @@ def _glue_lines(task: Task, logits: np.ndarray) -> Iterator[str]:
             [f"{score:.3f}" for score in np.clip(scores, 0, 5) + 0.0] if task.name == "stsb" else [f"{score:.6g}" for score in scores]
         )
     else:
-        names = [str(index) for index in range(task.num_labels)] if task.name in _NUMBERED else task.label_names
+        names = [str(index) for index in range(task.num_labels)] if task.name in _NUMBERED else list(task.class_names)
         for name in names:
             if set(name) & set("\t\r\n"):
                 raise ConfigError(
@@ -123,8 +123,9 @@ def _json_lines(task: Task, logits: np.ndarray) -> Iterator[str]:
         for index, score in enumerate(logits[:, 0].tolist()):
             yield json.dumps({"index": index, "prediction": round(score, 6)})
         return
+    names = task.class_names
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = (powers / powers.sum(axis=1, keepdims=True)).round(6)
     for index, (best, row) in enumerate(zip(logits.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)):
-        record = {"index": index, "prediction": task.label_names[best], "probabilities": dict(zip(task.label_names, row, strict=True))}
+        record = {"index": index, "prediction": names[best], "probabilities": dict(zip(names, row, strict=True))}
         yield json.dumps(record, ensure_ascii=False)

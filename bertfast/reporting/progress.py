@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bertfast.errors import BertfastError, ConfigError
 
@@ -44,7 +44,7 @@ class Progress:
         self.enabled = enabled
         self.total_steps = total_steps
         self._bar = None
-        self._log = None
+        self._log: TextIO | None = None
         if not enabled:
             return
         self._log = _open_log(model_dir / LOG_FILE, first_step, evaluates_again)
@@ -99,17 +99,19 @@ class Progress:
             self._log.close()
 
     def _write(self, record: dict[str, Any]) -> None:
+        log = self._log
+        assert log is not None, "an enabled one has a log, until it cannot be written"
         try:
-            self._log.write(json.dumps(record) + "\n")
-            self._log.flush()
+            log.write(json.dumps(record) + "\n")
+            log.flush()
         except OSError as error:
-            log, self._log = self._log, None
+            self._log = None
             with contextlib.suppress(OSError):  # it would write once more what it has not got rid of
                 log.close()
             raise BertfastError(f"{log.name}: cannot be written: {error.strerror or error}; make room, then go on with --resume") from None
 
 
-def _open_log(path: Path, first_step: int, evaluates_again: bool = False):
+def _open_log(path: Path, first_step: int, evaluates_again: bool = False) -> TextIO:
     """The log, without the records of steps that are about to be taken again (and without a line that a kill cut short)."""
     kept = []
     if first_step > 0 and path.is_file():

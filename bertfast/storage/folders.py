@@ -159,7 +159,7 @@ def newest_whole(folder: Path) -> Path | None:
     Raises:
         CheckpointError: there are checkpoints, and every one is torn.
     """
-    torn = []
+    torn: list[tuple[Path, str]] = []
     for path in sorted(steps_in(folder), reverse=True):
         fault = fault_of(path)
         if fault is None:
@@ -182,7 +182,9 @@ def steps_in(folder: Path) -> list[Path]:
 
 def step_of(path: Path) -> int:
     """The optimizer step in a checkpoint's name."""
-    return int(_STEP.fullmatch(path.name)[1])
+    match = _STEP.fullmatch(path.name)
+    assert match is not None, "asked of what steps_in gives"
+    return int(match[1])
 
 
 def prune(folder: Path, keep: int) -> None:

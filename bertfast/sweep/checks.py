@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,14 +88,15 @@ class _Once:
     def _find(self, task: Task, source: InputConfig, splits: tuple[str, ...]) -> None:
         if source.input_fn is None:
             for split in splits:
-                self._once(("source", task, source.data_dir, source.data_file, split), lambda split=split: find_source(task, source, split))
+                self._once(("source", task, source.data_dir, source.data_file, split), partial(find_source, task, source, split))
 
-    def _check_loss(self, config: Config, source: InputConfig, task: Task) -> None:
+    def _check_loss(self, config: Config, source: InputConfig | None, task: Task) -> None:
         """Hold the loss against the task; the rows are read where it is they that tell the classes, or how many there are of each."""
         block, labels = config.bertfast.loss, _NO_LABELS
         if not (block.label_smoothing or block.class_weights or block.focal_gamma):
             return
         if not task.is_complete or (block.class_weights == "balanced" and not task.is_regression):
+            assert source is not None, "a sweep trains"
             if source.input_fn is not None:
                 return
             names = ("labels", task, source.data_dir, source.data_file, source.max_examples)

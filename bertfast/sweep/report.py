@@ -53,7 +53,7 @@ def summarise(trials: Sequence[Trial]) -> dict[str, Any]:
         own = [trial for trial in trials if trial.setting == number]
         done = [trial for trial in own if trial.state == "complete"]
         scores = np.array([trial.score for trial in done], dtype=np.float64)
-        facts = {"setting": number, "values": own[0].values, "scores": {str(trial.seed): trial.score for trial in done}}
+        facts: dict[str, Any] = {"setting": number, "values": own[0].values, "scores": {str(trial.seed): trial.score for trial in done}}
         facts |= {name: None for name in ("mean", "std", "min", "max", "train_seconds")}
         if len(scores):
             facts |= {"mean": float(scores.mean()), "min": float(scores.min()), "max": float(scores.max())}
@@ -168,7 +168,7 @@ def figure_of(results: dict[str, Any]) -> Figure:
     means, spreads = ([facts[name] or 0.0 for facts in settings] for name in ("mean", "std"))
     axes.errorbar(means, places, xerr=spreads, fmt="o", capsize=3, label="mean and standard deviation over seeds")
     points = [(score, place) for place, facts in zip(places, settings, strict=True) for score in facts["scores"].values()]
-    axes.scatter(*zip(*points, strict=True), s=10, color="black", alpha=0.5, zorder=3, label="a seed")
+    axes.scatter([score for score, _ in points], [place for _, place in points], s=10, color="black", alpha=0.5, zorder=3, label="a seed")
     axes.set(yticks=list(places), yticklabels=[brief(facts["values"]) for facts in settings], xlabel=results["score"])
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(alpha=0.3)

@@ -244,7 +244,7 @@ class Sweep:
         complete = [trial for trial in self.trials() if trial.state == "complete"]
         if self.search.keep_models == "all" or not complete:
             return
-        best = max(complete, key=lambda trial: trial.score)
+        best = max(complete, key=_score)
         for trial in complete:
             if trial is not best:
                 shutil.rmtree(Path(trial.folder) / "model", ignore_errors=True)
@@ -254,6 +254,11 @@ class Sweep:
 
     def _folder_of(self, setting: int, seed: int) -> Path:
         return self.folder / TRIALS / f"{setting:03d}-seed-{seed}"
+
+
+def _score(trial: Trial) -> float:
+    assert trial.score is not None, "asked of a trial that is complete"
+    return trial.score
 
 
 def _digest(value: Any) -> str:

@@ -22,7 +22,7 @@ from bertfast.wording import did_you_mean
 Setting = dict[str, Any]  # the value of each key of a space
 
 # Devlin et al. 2019, appendix A.3
-BERT_GRID = {
+BERT_GRID: dict[str, list[Any]] = {
     "bertfast.train_input.batch_size": [16, 32],
     "optimizer.params.lr": [5e-5, 3e-5, 2e-5],
     "bertfast.run.epochs": [2, 3, 4],
@@ -55,9 +55,8 @@ class Space:
     @property
     def size(self) -> int | None:
         """How many settings the grid has; None with a range, which has no end of them."""
-        if any(isinstance(values, Range) for values in self.keys.values()):
-            return None
-        return math.prod(len(values) for values in self.keys.values())
+        sizes = [len(values) for values in self.keys.values() if not isinstance(values, Range)]
+        return math.prod(sizes) if len(sizes) == len(self.keys) else None
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a file."""
@@ -118,12 +117,17 @@ def _range(where: str, values: dict[str, Any]) -> Range:
     for name in values:
         if name not in _RANGE_KEYS:
             raise ConfigError(f"{where}: a range has no {name!r}; {did_you_mean(str(name), _RANGE_KEYS, 'its keys: low, high, log')}")
-    low, high, log = (values.get(name) for name in _RANGE_KEYS)
-    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in (low, high)) or not low < high:
+    low, high, log = _number(values.get("low")), _number(values.get("high")), values.get("log")
+    if low is None or high is None or not low < high:
         raise ConfigError(f"{where}: a range needs numbers low and high, low being less than high")
     if log not in (None, True, False) or (log and low <= 0):
         raise ConfigError(f"{where}: log is true or false, and true only where low is above 0")
     return Range(low, high, bool(log))
+
+
+def _number(value: Any) -> float | None:
+    """A value that is a number, whole or not; None for any other."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def label_of(value: Any) -> Any:
@@ -161,9 +165,10 @@ def draw_settings(space: Space, count: int | None, seed: int) -> list[Setting]:
     Raises:
         ConfigError: a range and no count, or a count larger than the grid.
     """
-    if space.size is None and count is None:
+    wanted = count or space.size
+    if wanted is None:
         raise ConfigError(f"{space.name}: there is a range in it, so there is no end of settings; say how many to try with --trials")
-    if space.size is not None and (count or 0) > space.size:
+    if space.size is not None and wanted > space.size:
         raise ConfigError(f"--trials {count}: {space.name} has no more than {space.size} settings; leave --trials out to try them all")
     optuna = need_optuna()
     kinds = distributions(space)
@@ -172,7 +177,7 @@ def draw_settings(space: Space, count: int | None, seed: int) -> list[Setting]:
     else:
         sampler = optuna.samplers.GridSampler({key: list(kind.choices) for key, kind in kinds.items()}, seed)
     study = optuna.create_study(sampler=sampler)
-    return [setting_of(space, study.ask(kinds).params) for _ in range(count or space.size)]
+    return [setting_of(space, study.ask(kinds).params) for _ in range(wanted)]
 
 
 def base_of(config: Config) -> dict[str, Any]:

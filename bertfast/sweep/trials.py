@@ -87,6 +87,7 @@ def score_of(folder: Path) -> float | None:
 def score_name_of(folder: Path) -> str:
     """What `score_of` is called."""
     results = _results_of(folder)
+    assert results is not None, "asked of a trial that has a score"
     return MEAN if MEAN in results else f"{results['main_metric']} on {next(iter(results['metrics']))}"
 
 

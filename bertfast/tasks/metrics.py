@@ -53,7 +53,7 @@ def is_better(task: Task, new: float, old: float | None) -> bool:
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     """The share of class ids [n] that are right."""
-    return np.mean(predictions == labels)
+    return float(np.mean(predictions == labels))
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray, positive: int = 1) -> float:
@@ -65,7 +65,7 @@ def f1(predictions: np.ndarray, labels: np.ndarray, positive: int = 1) -> float:
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """The mean of F1 over the classes that occur among the labels or the predictions. Class ids [n]."""
-    return np.mean([f1(predictions, labels, positive) for positive in np.union1d(predictions, labels)])
+    return float(np.mean([f1(predictions, labels, positive) for positive in np.union1d(predictions, labels)]))
 
 
 def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -75,7 +75,7 @@ def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     actual = np.array([np.sum(labels == label) for label in classes], dtype=np.float64)
     n, right = float(len(labels)), float(np.sum(predictions == labels))
     spread = (n**2 - predicted @ predicted) * (n**2 - actual @ actual)
-    return (right * n - predicted @ actual) / np.sqrt(spread) if spread else 0.0
+    return float((right * n - predicted @ actual) / np.sqrt(spread)) if spread else 0.0
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:

@@ -89,9 +89,21 @@ class Task:
         Raises:
             DataError: where the classes are not known yet.
         """
-        if not self.is_complete:
+        return 1 if self.is_regression else len(self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called, in order.
+
+        Raises:
+            DataError: where they are not known yet.
+            ValueError: of a regression, which has none.
+        """
+        if self.is_regression:
+            raise ValueError(f"task {self.name} is a regression and has no classes")
+        if self.label_names is None:
             raise DataError(f"task {self.name}: its classes are not known before its training data is read; or give label_names")
-        return 1 if self.is_regression else len(self.label_names)
+        return self.label_names
 
     def with_labels(self, label_names: tuple[str, ...] | None) -> Task:
         """The same task with its classes known (None: it is regression), and the metrics that fit.
@@ -104,7 +116,7 @@ class Task:
         if asked and (asked in REGRESSION_METRICS) != is_regression:
             kind, of = ("numbers", "regression") if is_regression else ("classes", "classification")
             raise ConfigError(f"task {self.name}: metric = {asked!r}, but the labels are {kind}; choose a metric of {of}, or leave it out")
-        if asked == "f1" and len(label_names) != 2:
+        if asked == "f1" and label_names is not None and len(label_names) != 2:
             raise ConfigError(f"task {self.name}: metric = 'f1' is for two classes, and there are {len(label_names)}; use 'macro_f1'")
         default = ("pearson", "spearman", "pearson_spearman") if is_regression else ("accuracy",)
         metrics = tuple(dict.fromkeys([*default, asked] if asked else default))

@@ -122,7 +122,8 @@ def from_transformers_names(state: dict[str, torch.Tensor], pretraining: bool = 
     pretraining: with the MLM and NSP heads, which are passed over in silence otherwise. Takes a BertModel's names (no `bert.` prefix) too, and the `gamma` and `beta` of the first PyTorch releases.
     """
     state = modern_names(state)
-    ours, used = {}, set()
+    ours: dict[str, torch.Tensor] = {}
+    used: set[str] = set()
 
     def take(our_name: str, *their_names: str) -> None:
         if all(name in state for name in their_names):

@@ -15,7 +15,7 @@ _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _UNCASED, _CASED = {"vocab_size": 30522}, {"vocab_size": 28996}
 
-DEMO = {
+DEMO: dict[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

@@ -211,6 +211,7 @@ def _fields(message: bytes) -> dict[int, list]:
     while place < len(message):
         tag, place = _varint(message, place)
         kind = tag & 7
+        value: int | bytes
         if kind == _VARINT:
             value, place = _varint(message, place)
         elif kind == _BYTES:

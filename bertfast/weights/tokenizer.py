@@ -73,18 +73,24 @@ def task_of_model(task: Task, folder: Path) -> Task:
     """
     bert = read_config(folder)
     if not task.is_complete:
-        return task.with_labels(None if bert.num_labels == 1 else tuple(bert.id2label[index] for index in range(bert.num_labels)))
+        return task.with_labels(None if bert.num_labels == 1 else _classes_of(bert))
     if task.num_labels != bert.num_labels:
         raise CheckpointError(
             f"{folder}: the model has {bert.num_labels} labels, but task {task.name} has {task.num_labels}; "
             "was it fine-tuned on another task?"
         )
     if not task.is_regression:
-        names = [str(bert.id2label[index]) for index in range(bert.num_labels)]
-        ours, theirs = ([name.casefold() for name in order] for order in (task.label_names, names))
+        names = [str(name) for name in _classes_of(bert)]
+        ours, theirs = ([name.casefold() for name in order] for order in (task.class_names, names))
         if ours != theirs and sorted(ours) == sorted(theirs):  # every answer would get another class's name
             raise CheckpointError(
                 f"{folder}: the model's classes are in the order {', '.join(names)}, those of task {task.name} in the order "
-                f"{', '.join(task.label_names)}; give a task block of your own, with label_names in the model's order"
+                f"{', '.join(task.class_names)}; give a task block of your own, with label_names in the model's order"
             )
     return task
+
+
+def _classes_of(bert: BertConfig) -> tuple[str, ...]:
+    """What a model's config calls its classes, in order."""
+    names = {int(index): name for index, name in (bert.id2label or {}).items()}
+    return tuple(names[index] for index in range(len(names)))

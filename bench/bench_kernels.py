@@ -33,7 +33,14 @@ PACKAGES = ("torch", "triton", "numpy", "liger-kernel")
 OPS = ("varlen_attention", "dropout_add_layer_norm", "bias_gelu", "embedding_layer_norm", "cross_entropy")
 
 
-TESTS = ("tests/kernels", "tests/model/test_triton.py", "-m", "interpreted", "--ignore-glob=*/test_mutations.py")  # what runs on Triton
+TESTS = (
+    "tests/kernels",
+    "tests/model/test_triton.py",
+    "-m",
+    "triton",
+    "--ignore=tests/kernels/test_compile.py",
+    "--ignore-glob=*/test_mutations.py",
+)  # what runs on Triton
 
 
 class Goal(NamedTuple):

@@ -14,12 +14,16 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow, so that `make check` can leave it out: tests beside whole runs, and kernels under Triton's interpreter."""
+    """Mark what is slow, so that `make check` can leave it out, and begin with the files that hold it: the longest must not end alone."""
+    from tests.support.triton_cases import needs_triton
+
     for item in items:
         if any(getattr(value, "__module__", None) == "tests.support.runs" for value in vars(item.module).values()):
             item.add_marker("runs")
-        if "device" in item.fixturenames:
-            item.add_marker("interpreted")
+        if "device" in item.fixturenames or needs_triton.mark in item.iter_markers("skipif"):
+            item.add_marker("triton")
+    slow = {item.path for item in items if item.get_closest_marker("runs") or item.get_closest_marker("triton")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_sessionfinish() -> None:

@@ -70,14 +70,14 @@ class BertfastConfig(Block):
         """Several tasks: `task` stands for their mixture, and the inputs tell how all of them are cut into batches."""
         if not isinstance(values, dict) or not isinstance(values.get("multitask"), dict):
             return values
-        train = values.get("train_input", {})
+        train = {} if values.get("train_input") is None else values["train_input"]  # null is what is left out
         values = {"task": MIXTURE, **values, "train_input": train}
         tasks = values["multitask"].get("tasks")
         if any(isinstance(task, dict) and task.get("eval_input") is not None for task in (tasks if isinstance(tasks, list) else ())):
             length = (
                 {"max_sequence_length": train["max_sequence_length"]} if isinstance(train, dict) and "max_sequence_length" in train else {}
             )
-            values.setdefault("eval_input", length)
+            values["eval_input"] = length if values.get("eval_input") is None else values["eval_input"]
         return values
 
     @model_validator(mode="after")

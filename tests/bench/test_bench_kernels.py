@@ -22,7 +22,6 @@ def measured(tmp_path):
 
 
 @needs_triton
-@pytest.mark.interpreted
 def test_kernels_are_compared_on_the_same_inputs(measured, capsys):
     code, rows = measured("bias_gelu", "varlen_attention")
     assert code == 0 and "0 results are wrong" in capsys.readouterr().out
@@ -41,7 +40,6 @@ def test_kernels_are_compared_on_the_same_inputs(measured, capsys):
 
 
 @needs_triton
-@pytest.mark.interpreted
 def test_a_wrong_kernel_is_not_timed_in_silence(measured, monkeypatch, capsys):
     monkeypatch.setattr("bertfast_kernels.gelu._normal_tail", None)  # as a check that the kernel is what runs
     with pytest.raises(Exception, match="_normal_tail|NoneType"):

@@ -125,6 +125,7 @@ def test_real_text_and_weights(task):
 
 
 @needs_data_and_models
+@pytest.mark.runs
 def test_fifty_steps_on_real_text():
     ours, theirs = fifty_losses(*both_minilms(), list(real_batches("SST-2", 50, 8)))
     assert np.abs(np.subtract(ours, theirs)).max() < LOSSES_50_STEPS

@@ -343,6 +343,14 @@ def test_configs_that_cannot_be_are_named(folder, change, message):
         load_config(block_of(folder, change))
 
 
+@pytest.mark.parametrize("name", ["train_input", "eval_input"])
+def test_null_is_what_is_left_out(folder, name):
+    without, null = (
+        load_config(block_of(folder, change)) for change in (lambda block, _: block.pop(name), lambda block, _: block.update({name: None}))
+    )
+    assert null.bertfast == without.bertfast and getattr(null.bertfast, name) is not None
+
+
 def test_a_task_that_is_not_known_is_named(folder, capsys):
     config = block_of(folder, lambda block, tasks: tasks[0].update(task="sst3"))
     (folder / "config.json").write_text(json.dumps(config))

@@ -43,6 +43,7 @@ setup(
     install_requires=[
         "datasets",
         "deepspeed",
+        "google-crc32c",
         "lazy-loader",
         "numpy",
         "pyarrow",

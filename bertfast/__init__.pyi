@@ -1,7 +1,8 @@
-from .config import load_config
-from .model import BertClassifier
-from .packing import PackedBatch, plan_examples, plan_tokens
-from .training import Trainer
+from .config import load_config as load_config
+from .model import BertClassifier as BertClassifier
+from .packing import PackedBatch as PackedBatch
+from .packing import plan_examples as plan_examples
+from .packing import plan_tokens as plan_tokens
+from .training import Trainer as Trainer
 
-__all__ = ["BertClassifier", "PackedBatch", "Trainer", "load_config", "plan_examples", "plan_tokens"]
 __version__: str

@@ -1,21 +1,12 @@
-from .config import check_config
-from .kernels import choose_targets, compile_encoders, encoder_of, print_kernels
-from .recipe import optimizer_of
-from .table import Found, print_checks
-from .validate import run_checks
-from .weights import check_checkpoint, check_positions, check_tokenizer
-
-__all__ = [
-    "Found",
-    "check_checkpoint",
-    "check_config",
-    "check_positions",
-    "check_tokenizer",
-    "choose_targets",
-    "compile_encoders",
-    "encoder_of",
-    "optimizer_of",
-    "print_checks",
-    "print_kernels",
-    "run_checks",
-]
+from .config import check_config as check_config
+from .kernels import choose_targets as choose_targets
+from .kernels import compile_encoders as compile_encoders
+from .kernels import encoder_of as encoder_of
+from .kernels import print_kernels as print_kernels
+from .recipe import optimizer_of as optimizer_of
+from .table import Found as Found
+from .table import print_checks as print_checks
+from .validate import run_checks as run_checks
+from .weights import check_checkpoint as check_checkpoint
+from .weights import check_positions as check_positions
+from .weights import check_tokenizer as check_tokenizer

@@ -1,8 +1,3 @@
-from .entry import launch, main
-from .parser import names_command
-
-__all__ = [
-    "launch",
-    "main",
-    "names_command",
-]
+from .entry import launch as launch
+from .entry import main as main
+from .parser import names_command as names_command

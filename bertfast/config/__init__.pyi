@@ -1,68 +1,33 @@
-from .blocks import (
-    HEAD_KEY,
-    VARIANTS,
-    WHOLE_HEAD,
-    Block,
-    ExportConfig,
-    HeadConfig,
-    InputConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizationConfig,
-    PretrainConfig,
-    RunConfig,
-    TaskConfig,
-    TextInput,
-    TruncationConfig,
-)
-from .deepspeed_keys import check_monitors
-from .files import read_json_or_yaml
-from .load import load_config
-from .multitask import MultitaskConfig
-from .per_task import configs_of, exported_blocks, refuse_several, task_configs
-from .resolve import (
-    BatchSizes,
-    resolve_batch_sizes,
-    resolve_deepspeed,
-    resolve_optimizer,
-    resolve_precision,
-    resolve_total_steps,
-    resolve_warmup_steps,
-)
-from .schema import BertfastConfig, Config, Zero
-
-__all__ = [
-    "HEAD_KEY",
-    "VARIANTS",
-    "WHOLE_HEAD",
-    "BatchSizes",
-    "BertfastConfig",
-    "Block",
-    "Config",
-    "ExportConfig",
-    "HeadConfig",
-    "InputConfig",
-    "LossConfig",
-    "ModelConfig",
-    "MultitaskConfig",
-    "OptimizationConfig",
-    "PretrainConfig",
-    "RunConfig",
-    "TaskConfig",
-    "TextInput",
-    "TruncationConfig",
-    "Zero",
-    "check_monitors",
-    "configs_of",
-    "exported_blocks",
-    "load_config",
-    "read_json_or_yaml",
-    "refuse_several",
-    "resolve_batch_sizes",
-    "resolve_deepspeed",
-    "resolve_optimizer",
-    "resolve_precision",
-    "resolve_total_steps",
-    "resolve_warmup_steps",
-    "task_configs",
-]
+from .blocks import HEAD_KEY as HEAD_KEY
+from .blocks import VARIANTS as VARIANTS
+from .blocks import WHOLE_HEAD as WHOLE_HEAD
+from .blocks import Block as Block
+from .blocks import ExportConfig as ExportConfig
+from .blocks import HeadConfig as HeadConfig
+from .blocks import InputConfig as InputConfig
+from .blocks import LossConfig as LossConfig
+from .blocks import ModelConfig as ModelConfig
+from .blocks import OptimizationConfig as OptimizationConfig
+from .blocks import PretrainConfig as PretrainConfig
+from .blocks import RunConfig as RunConfig
+from .blocks import TaskConfig as TaskConfig
+from .blocks import TextInput as TextInput
+from .blocks import TruncationConfig as TruncationConfig
+from .deepspeed_keys import check_monitors as check_monitors
+from .files import read_json_or_yaml as read_json_or_yaml
+from .load import load_config as load_config
+from .multitask import MultitaskConfig as MultitaskConfig
+from .per_task import configs_of as configs_of
+from .per_task import exported_blocks as exported_blocks
+from .per_task import refuse_several as refuse_several
+from .per_task import task_configs as task_configs
+from .resolve import BatchSizes as BatchSizes
+from .resolve import resolve_batch_sizes as resolve_batch_sizes
+from .resolve import resolve_deepspeed as resolve_deepspeed
+from .resolve import resolve_optimizer as resolve_optimizer
+from .resolve import resolve_precision as resolve_precision
+from .resolve import resolve_total_steps as resolve_total_steps
+from .resolve import resolve_warmup_steps as resolve_warmup_steps
+from .schema import BertfastConfig as BertfastConfig
+from .schema import Config as Config
+from .schema import Zero as Zero

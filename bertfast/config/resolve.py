@@ -15,7 +15,6 @@ from bertfast.errors import ConfigError
 
 LEARNING_RATE = 3e-5  # one of the four rates of the BERT paper's grid (Devlin et al. 2019, appendix A.3)
 WEIGHT_DECAY = 0.01
-DEVICE_TYPES = ("cpu", "cuda", "xpu")
 
 
 @dataclass(frozen=True)

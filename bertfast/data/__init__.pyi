@@ -1,25 +1,15 @@
-from .encoded import EncodedDataset
-from .load import check_reading, encode, load_dataset_for
-from .mixture import MixtureSet, quotas
-from .pretraining import PRETRAINING, PretrainingSet, load_pretraining_set
-from .tokenizing import Encode, TokenBlock, backend_encoder
-from .training_set import TrainingSet
-from .truncation import leaves_no_tail, num_pieces
-
-__all__ = [
-    "PRETRAINING",
-    "Encode",
-    "EncodedDataset",
-    "MixtureSet",
-    "PretrainingSet",
-    "TokenBlock",
-    "TrainingSet",
-    "backend_encoder",
-    "check_reading",
-    "encode",
-    "leaves_no_tail",
-    "load_dataset_for",
-    "load_pretraining_set",
-    "num_pieces",
-    "quotas",
-]
+from .encoded import EncodedDataset as EncodedDataset
+from .load import check_reading as check_reading
+from .load import encode as encode
+from .load import load_dataset_for as load_dataset_for
+from .mixture import MixtureSet as MixtureSet
+from .mixture import quotas as quotas
+from .pretraining import PRETRAINING as PRETRAINING
+from .pretraining import PretrainingSet as PretrainingSet
+from .pretraining import load_pretraining_set as load_pretraining_set
+from .tokenizing import Encode as Encode
+from .tokenizing import TokenBlock as TokenBlock
+from .tokenizing import backend_encoder as backend_encoder
+from .training_set import TrainingSet as TrainingSet
+from .truncation import leaves_no_tail as leaves_no_tail
+from .truncation import num_pieces as num_pieces

@@ -1,28 +1,18 @@
-from .build import build_engine, join_ranks, rates_by_part
-from .capture import Capture
-from .cuda_graphs import GraphedForward, graphs_for
-from .memory import DTYPES, Precision, activation_bytes, estimate_memory
-from .optimizer import thaw_step, trained_groups
-from .ranks import Ranks, start_ranks
-from .state import load_training_state, save_training_state, saved_facts, whole_state
-
-__all__ = [
-    "DTYPES",
-    "Capture",
-    "GraphedForward",
-    "Precision",
-    "Ranks",
-    "activation_bytes",
-    "build_engine",
-    "estimate_memory",
-    "graphs_for",
-    "join_ranks",
-    "load_training_state",
-    "rates_by_part",
-    "save_training_state",
-    "saved_facts",
-    "start_ranks",
-    "thaw_step",
-    "trained_groups",
-    "whole_state",
-]
+from .build import build_engine as build_engine
+from .build import join_ranks as join_ranks
+from .build import rates_by_part as rates_by_part
+from .capture import Capture as Capture
+from .cuda_graphs import GraphedForward as GraphedForward
+from .cuda_graphs import graphs_for as graphs_for
+from .memory import DTYPES as DTYPES
+from .memory import Precision as Precision
+from .memory import activation_bytes as activation_bytes
+from .memory import estimate_memory as estimate_memory
+from .optimizer import thaw_step as thaw_step
+from .optimizer import trained_groups as trained_groups
+from .ranks import Ranks as Ranks
+from .ranks import start_ranks as start_ranks
+from .state import load_training_state as load_training_state
+from .state import save_training_state as save_training_state
+from .state import saved_facts as saved_facts
+from .state import whole_state as whole_state

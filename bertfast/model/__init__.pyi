@@ -1,21 +1,12 @@
-from .bert import GELU_FORMS, BertClassifier
-from .heads import head_of, set_head
-from .layers import RandomBits
-from .losses import Loss, among_others, class_weights
-from .multitask import MultitaskClassifier, OneTask, mixed_loss
-from .pretrainer import BertPretrainer
-
-__all__ = [
-    "GELU_FORMS",
-    "BertClassifier",
-    "BertPretrainer",
-    "Loss",
-    "MultitaskClassifier",
-    "OneTask",
-    "RandomBits",
-    "among_others",
-    "class_weights",
-    "head_of",
-    "mixed_loss",
-    "set_head",
-]
+from .bert import GELU_FORMS as GELU_FORMS
+from .bert import BertClassifier as BertClassifier
+from .heads import head_of as head_of
+from .heads import set_head as set_head
+from .layers import RandomBits as RandomBits
+from .losses import Loss as Loss
+from .losses import among_others as among_others
+from .losses import class_weights as class_weights
+from .multitask import MultitaskClassifier as MultitaskClassifier
+from .multitask import OneTask as OneTask
+from .multitask import mixed_loss as mixed_loss
+from .pretrainer import BertPretrainer as BertPretrainer

@@ -1,26 +1,17 @@
-from .batch import IGNORE_LABEL, Extent, MixedBatch, PackedBatch, doubled
-from .buckets import bucket_of, padded
-from .masking import MaskedBatch, Masking
-from .partition import random_order, ranges
-from .plans import Plan, plan_examples, plan_sequential, plan_tokens
-from .prefetch import ahead, prefetched
-
-__all__ = [
-    "IGNORE_LABEL",
-    "Extent",
-    "MaskedBatch",
-    "Masking",
-    "MixedBatch",
-    "PackedBatch",
-    "Plan",
-    "ahead",
-    "bucket_of",
-    "doubled",
-    "padded",
-    "plan_examples",
-    "plan_sequential",
-    "plan_tokens",
-    "prefetched",
-    "random_order",
-    "ranges",
-]
+from .batch import IGNORE_LABEL as IGNORE_LABEL
+from .batch import Extent as Extent
+from .batch import MixedBatch as MixedBatch
+from .batch import PackedBatch as PackedBatch
+from .batch import doubled as doubled
+from .buckets import bucket_of as bucket_of
+from .buckets import padded as padded
+from .masking import MaskedBatch as MaskedBatch
+from .masking import Masking as Masking
+from .partition import random_order as random_order
+from .partition import ranges as ranges
+from .plans import Plan as Plan
+from .plans import plan_examples as plan_examples
+from .plans import plan_sequential as plan_sequential
+from .plans import plan_tokens as plan_tokens
+from .prefetch import ahead as ahead
+from .prefetch import prefetched as prefetched

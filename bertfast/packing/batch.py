@@ -144,10 +144,6 @@ class PackedBatch:
         """The same batch on another device."""
         return self.with_tensors({name: value.to(device, non_blocking=non_blocking) for name, value in self._tensors()})
 
-    def pin_memory(self) -> Self:
-        """The same batch in page-locked memory, from which copies to a GPU run beside its work."""
-        return self.with_tensors({name: value.pin_memory() for name, value in self._tensors()})
-
     def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Self:
         """The same batch with these tensors in the fields of their names."""
         changed: dict[str, Any] = {**tensors}  # replace() takes each for the type of its field, and not all fields are tensors

@@ -1,28 +1,18 @@
-from .arrow import number_array, numbers, text_array
-from .labels import MAX_INFERRED_CLASSES
-from .lines import line_blocks
-from .predict_input import read_inputs, reads_standard_input
-from .rows import needs_labels, place
-from .sources import find_source
-from .splits import RawSplit, fingerprint_of, load_split, random_subset, read_split, sample_fingerprint, source_fingerprint, split_texts
-
-__all__ = [
-    "MAX_INFERRED_CLASSES",
-    "RawSplit",
-    "find_source",
-    "fingerprint_of",
-    "line_blocks",
-    "load_split",
-    "needs_labels",
-    "number_array",
-    "numbers",
-    "place",
-    "random_subset",
-    "read_inputs",
-    "read_split",
-    "reads_standard_input",
-    "sample_fingerprint",
-    "source_fingerprint",
-    "split_texts",
-    "text_array",
-]
+from .arrow import number_array as number_array
+from .arrow import numbers as numbers
+from .arrow import text_array as text_array
+from .labels import MAX_INFERRED_CLASSES as MAX_INFERRED_CLASSES
+from .lines import line_blocks as line_blocks
+from .predict_input import read_inputs as read_inputs
+from .predict_input import reads_standard_input as reads_standard_input
+from .rows import needs_labels as needs_labels
+from .rows import place as place
+from .sources import find_source as find_source
+from .splits import RawSplit as RawSplit
+from .splits import fingerprint_of as fingerprint_of
+from .splits import load_split as load_split
+from .splits import random_subset as random_subset
+from .splits import read_split as read_split
+from .splits import sample_fingerprint as sample_fingerprint
+from .splits import source_fingerprint as source_fingerprint
+from .splits import split_texts as split_texts

@@ -1,27 +1,19 @@
-from .card import write_model_card
-from .predictions import choose_format, clean_stdout, is_folder, output_name, prediction_lines, write_lines, write_predictions
-from .profiling import RunProfiler
-from .progress import LOG_FILE, Progress, StartupClock
-from .results import MODEL_CONFIG_FILE, RECIPE_BLOCKS, RESULTS_FILE, changed, run_facts, write_model_config, write_results
-
-__all__ = [
-    "LOG_FILE",
-    "MODEL_CONFIG_FILE",
-    "RECIPE_BLOCKS",
-    "RESULTS_FILE",
-    "Progress",
-    "RunProfiler",
-    "StartupClock",
-    "changed",
-    "choose_format",
-    "clean_stdout",
-    "is_folder",
-    "output_name",
-    "prediction_lines",
-    "run_facts",
-    "write_lines",
-    "write_model_card",
-    "write_model_config",
-    "write_predictions",
-    "write_results",
-]
+from .card import write_model_card as write_model_card
+from .predictions import choose_format as choose_format
+from .predictions import clean_stdout as clean_stdout
+from .predictions import is_folder as is_folder
+from .predictions import output_name as output_name
+from .predictions import prediction_lines as prediction_lines
+from .predictions import write_lines as write_lines
+from .predictions import write_predictions as write_predictions
+from .profiling import RunProfiler as RunProfiler
+from .progress import LOG_FILE as LOG_FILE
+from .progress import Progress as Progress
+from .progress import StartupClock as StartupClock
+from .results import MODEL_CONFIG_FILE as MODEL_CONFIG_FILE
+from .results import RECIPE_BLOCKS as RECIPE_BLOCKS
+from .results import RESULTS_FILE as RESULTS_FILE
+from .results import changed as changed
+from .results import run_facts as run_facts
+from .results import write_model_config as write_model_config
+from .results import write_results as write_results

@@ -19,8 +19,6 @@ from bertfast.errors import ConfigError, NonFiniteLossError
 from bertfast.storage import replacing
 from bertfast.tasks import Task
 
-FORMATS = ("glue", "jsonl")
-
 # What GLUE's server wants the files of a submission to be called (gluebenchmark.com/faq), by task and split.
 _OFFICIAL_NAMES = {
     ("cola", "test"): "CoLA",

@@ -1,5 +1,7 @@
-from . import folders
-from .files import give_usual_mode, named, replacing, write_fault, write_json
-from .locks import alone_in
-
-__all__ = ["alone_in", "folders", "give_usual_mode", "named", "replacing", "write_fault", "write_json"]
+from . import folders as folders
+from .files import give_usual_mode as give_usual_mode
+from .files import named as named
+from .files import replacing as replacing
+from .files import write_fault as write_fault
+from .files import write_json as write_json
+from .locks import alone_in as alone_in

@@ -1,13 +1,6 @@
-from .report import print_results
-from .run import Search, Sweep
-from .space import read_space
-from .trials import places_of, train_command
-
-__all__ = [
-    "Search",
-    "Sweep",
-    "places_of",
-    "print_results",
-    "read_space",
-    "train_command",
-]
+from .report import print_results as print_results
+from .run import Search as Search
+from .run import Sweep as Sweep
+from .space import read_space as read_space
+from .trials import places_of as places_of
+from .trials import train_command as train_command

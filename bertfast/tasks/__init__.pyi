@@ -1,12 +1,6 @@
-from .catalogue import TASKS, get_task
-from .metrics import compute_metrics, is_better
-from .task import HubSet, Task
-
-__all__ = [
-    "TASKS",
-    "HubSet",
-    "Task",
-    "compute_metrics",
-    "get_task",
-    "is_better",
-]
+from .catalogue import TASKS as TASKS
+from .catalogue import get_task as get_task
+from .metrics import compute_metrics as compute_metrics
+from .metrics import is_better as is_better
+from .task import HubSet as HubSet
+from .task import Task as Task

@@ -1,5 +1,4 @@
-from .loader import head_to_train
-from .objectives.masked_words import MaskedWords, pretraining_loss
-from .trainer import Trainer
-
-__all__ = ["MaskedWords", "Trainer", "head_to_train", "pretraining_loss"]
+from .loader import head_to_train as head_to_train
+from .objectives.masked_words import MaskedWords as MaskedWords
+from .objectives.masked_words import pretraining_loss as pretraining_loss
+from .trainer import Trainer as Trainer

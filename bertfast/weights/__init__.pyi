@@ -1,23 +1,15 @@
-from .convert import convert_checkpoint
-from .folder import OWN_ARCHITECTURE, model_folder, read_config, read_weights, resolve_folder, write_weights
-from .names import LoadReport, from_transformers_names, to_transformers_names, without_layers
-from .sizes import DEMO, config_of_checkpoint
-from .tokenizer import load_tokenizer, task_of_model
-
-__all__ = [
-    "DEMO",
-    "OWN_ARCHITECTURE",
-    "LoadReport",
-    "config_of_checkpoint",
-    "convert_checkpoint",
-    "from_transformers_names",
-    "load_tokenizer",
-    "model_folder",
-    "read_config",
-    "read_weights",
-    "resolve_folder",
-    "task_of_model",
-    "to_transformers_names",
-    "without_layers",
-    "write_weights",
-]
+from .convert import convert_checkpoint as convert_checkpoint
+from .folder import OWN_ARCHITECTURE as OWN_ARCHITECTURE
+from .folder import model_folder as model_folder
+from .folder import read_config as read_config
+from .folder import read_weights as read_weights
+from .folder import resolve_folder as resolve_folder
+from .folder import write_weights as write_weights
+from .names import LoadReport as LoadReport
+from .names import from_transformers_names as from_transformers_names
+from .names import to_transformers_names as to_transformers_names
+from .names import without_layers as without_layers
+from .sizes import DEMO as DEMO
+from .sizes import config_of_checkpoint as config_of_checkpoint
+from .tokenizer import load_tokenizer as load_tokenizer
+from .tokenizer import task_of_model as task_of_model

@@ -20,7 +20,6 @@ _COPIES = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 _HEADS = {"the MLM head": "cls.predictions.bias", "the NSP head": "cls.seq_relationship.bias", "a classifier": "classifier.bias"}
-FORMATS = ("transformers", "tensorflow")
 
 
 def convert_checkpoint(source: str, target: str | Path, to: str = "transformers") -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from bertfast.errors import CheckpointError
-from bertfast.weights.crc32c import masked_crc32c
 
 _MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 _FOOTER_BYTES = 48
@@ -93,7 +92,7 @@ class TensorBundle:
         dtype = np.dtype("<u2" if entry.dtype == _BFLOAT16 else _DTYPES[entry.dtype])
         if len(raw) != entry.size or entry.size != dtype.itemsize * int(np.prod(entry.shape, dtype=np.int64)):
             raise CheckpointError(f"{file}: holds {len(raw)} of the {entry.size} bytes of {name}; it is cut short")
-        if masked_crc32c(raw) != entry.crc:
+        if _masked_crc32c(raw) != entry.crc:
             raise CheckpointError(f"{file}: the bytes of {name} have changed since they were written (their CRC-32C differs)")
         values = raw.view(dtype).reshape(entry.shape)
         return (values.astype(np.uint32) << 16).view(np.float32) if entry.dtype == _BFLOAT16 else values
@@ -112,13 +111,21 @@ def write_bundle(prefix: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
             values = np.ascontiguousarray(tensors[name])
             shape = b"".join(_field(2, _field(1, size)) for size in tensors[name].shape)
             body = _field(1, codes[values.dtype]) + _field(2, shape) + _field(4, offset) + _field(5, values.nbytes)
-            entries.append((name.encode(), body + bytes([6 << 3 | _FIXED32]) + struct.pack("<I", masked_crc32c(values))))
+            entries.append((name.encode(), body + bytes([6 << 3 | _FIXED32]) + struct.pack("<I", _masked_crc32c(values))))
             values.tofile(file)
             offset += values.nbytes
     Path(f"{prefix}.index").write_bytes(_table(entries))
 
 
 # ---------------------------------------------------------------------------------------------------------------------- the table
+
+
+def _masked_crc32c(data: bytes | np.ndarray) -> int:
+    """The CRC-32C (Castagnoli) of bytes, or of an array's, turned and shifted as TensorFlow keeps it (tensorflow/core/lib/hash/crc32c.h)."""
+    import google_crc32c
+
+    crc = google_crc32c.value(data if isinstance(data, bytes) else data.tobytes())
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _read_table(data: bytes, file: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -142,7 +149,7 @@ def _read_block(data: bytes, handle: tuple[int, int], file: Path) -> Iterator[tu
     offset, size = handle
     block, kind = data[offset : offset + size], data[offset + size]
     (crc,) = struct.unpack_from("<I", data, offset + size + 1)
-    if masked_crc32c(data[offset : offset + size + 1]) != crc:
+    if _masked_crc32c(data[offset : offset + size + 1]) != crc:
         raise CheckpointError(f"{file}: has changed since it was written (the CRC-32C of a block differs)")
     if kind:
         raise CheckpointError(
@@ -190,7 +197,7 @@ def _append_block(out: bytearray, entries: list[tuple[bytes, bytes]]) -> bytes:
         before = key
     block += struct.pack(f"<{len(restarts or [0])}I", *(restarts or [0])) + struct.pack("<I", len(restarts or [0]))
     handle = _encoded(len(out)) + _encoded(len(block))
-    out += block + b"\0" + struct.pack("<I", masked_crc32c(bytes(block) + b"\0"))
+    out += block + b"\0" + struct.pack("<I", _masked_crc32c(bytes(block) + b"\0"))
     return handle
 
 

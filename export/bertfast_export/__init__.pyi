@@ -1,5 +1,4 @@
-from .bundle import export_bundle, verify_bundle
-from .classifier import OnnxClassifier
-from .contract import Options
-
-__all__ = ["OnnxClassifier", "Options", "export_bundle", "verify_bundle"]
+from .bundle import export_bundle as export_bundle
+from .bundle import verify_bundle as verify_bundle
+from .classifier import OnnxClassifier as OnnxClassifier
+from .contract import Options as Options

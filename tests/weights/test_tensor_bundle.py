@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertfast.errors import CheckpointError
-from bertfast.weights.tensor_bundle import TensorBundle, write_bundle
+from bertfast.weights.tensor_bundle import TensorBundle, _masked_crc32c, write_bundle
 
 # The variables of Google's modeling.py and run_pretraining.py, with the shapes of the tiny checkpoint (hidden 4, feed-forward 16, 2 layers).
 DENSE = {"kernel": lambda size, out: (size, out), "bias": lambda size, out: (out,)}
@@ -133,3 +133,42 @@ def test_a_missing_file_is_named(data_dir, tmp_path):
     shutil.copyfile(data_dir / "tf_checkpoint_tiny" / "bert_model.ckpt.index", tmp_path / "x.index")
     with pytest.raises(CheckpointError, match=r"x\.data-00000-of-00001: cannot be read"):
         TensorBundle(tmp_path / "x").tensor("global_step")
+
+
+def bit_by_bit(data: bytes) -> int:
+    """CRC-32C by its definition."""
+    register = 0xFFFFFFFF
+    for byte in data:
+        register ^= byte
+        for _ in range(8):
+            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+    return register ^ 0xFFFFFFFF
+
+
+def masked(crc: int) -> int:
+    return ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
+
+
+@pytest.mark.parametrize(
+    ("data", "crc"),
+    [
+        pytest.param(bytes(32), 0x8A9136AA, id="zeros"),
+        pytest.param(b"\xff" * 32, 0x62A8AB43, id="ones"),
+        pytest.param(bytes(range(32)), 0x46DD794E, id="rising"),
+        pytest.param(b"123456789", 0xE3069283, id="digits"),
+    ],
+)
+def test_the_checksum_of_published_examples(data, crc):
+    """RFC 3720, B.4."""
+    assert bit_by_bit(data) == crc and _masked_crc32c(data) == masked(crc)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 7, 8, 63, 64, 65, 127, 128, 200, 1000, 4097, 20_011])
+def test_the_checksum_of_any_length_equals_the_definition(size):
+    data = np.random.default_rng(size).integers(0, 256, size).astype(np.uint8)
+    assert _masked_crc32c(data.tobytes()) == _masked_crc32c(data) == masked(bit_by_bit(data.tobytes()))
+
+
+def test_the_checksum_counts_arrays_by_their_bytes():
+    values = np.arange(300, dtype=np.float32).reshape(20, 15)
+    assert _masked_crc32c(values) == masked(bit_by_bit(values.tobytes()))

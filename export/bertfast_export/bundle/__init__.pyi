@@ -1,17 +1,8 @@
-from .examples import configured, from_file
-from .export import export_bundle
-from .planned import bundle_folder, check_planned
-from .record import bundle_block
-from .source import Candidate
-from .verify import verify_bundle
-
-__all__ = [
-    "Candidate",
-    "bundle_block",
-    "bundle_folder",
-    "check_planned",
-    "configured",
-    "export_bundle",
-    "from_file",
-    "verify_bundle",
-]
+from .examples import configured as configured
+from .examples import from_file as from_file
+from .export import export_bundle as export_bundle
+from .planned import bundle_folder as bundle_folder
+from .planned import check_planned as check_planned
+from .record import bundle_block as bundle_block
+from .source import Candidate as Candidate
+from .verify import verify_bundle as verify_bundle

@@ -1,21 +1,12 @@
-from .fused import fused_graph
-from .network import portable_graph
-from .operators import Network
-from .packed import packed_graph
-from .quantized import Recipe, Statistics, int8_share, measure, product_names, quantized_graph, round_weights
-from .writer import save_model
-
-__all__ = [
-    "Network",
-    "Recipe",
-    "Statistics",
-    "fused_graph",
-    "int8_share",
-    "measure",
-    "packed_graph",
-    "portable_graph",
-    "product_names",
-    "quantized_graph",
-    "round_weights",
-    "save_model",
-]
+from .fused import fused_graph as fused_graph
+from .network import portable_graph as portable_graph
+from .operators import Network as Network
+from .packed import packed_graph as packed_graph
+from .quantized import Recipe as Recipe
+from .quantized import Statistics as Statistics
+from .quantized import int8_share as int8_share
+from .quantized import measure as measure
+from .quantized import product_names as product_names
+from .quantized import quantized_graph as quantized_graph
+from .quantized import round_weights as round_weights
+from .writer import save_model as save_model

@@ -1,28 +1,18 @@
-from .audit import CheckpointWeights, KeptWeights
-from .cases import Case, make_cases
-from .evidence import KeptEvidence, eager_logits, write_evidence
-from .packed_trial import NOT_RUN, judge_packed
-from .reference import Answers, checkpoint_hashes
-from .trial import agree, batches_of, judge, run_cases
-from .verdict import BUDGETS, Evidence, Verdict
-
-__all__ = [
-    "BUDGETS",
-    "NOT_RUN",
-    "Answers",
-    "Case",
-    "CheckpointWeights",
-    "Evidence",
-    "KeptEvidence",
-    "KeptWeights",
-    "Verdict",
-    "agree",
-    "batches_of",
-    "checkpoint_hashes",
-    "eager_logits",
-    "judge",
-    "judge_packed",
-    "make_cases",
-    "run_cases",
-    "write_evidence",
-]
+from .audit import CheckpointWeights as CheckpointWeights
+from .audit import KeptWeights as KeptWeights
+from .cases import Case as Case
+from .cases import make_cases as make_cases
+from .evidence import KeptEvidence as KeptEvidence
+from .evidence import eager_logits as eager_logits
+from .evidence import write_evidence as write_evidence
+from .packed_trial import NOT_RUN as NOT_RUN
+from .packed_trial import judge_packed as judge_packed
+from .reference import Answers as Answers
+from .reference import checkpoint_hashes as checkpoint_hashes
+from .trial import agree as agree
+from .trial import batches_of as batches_of
+from .trial import judge as judge
+from .trial import run_cases as run_cases
+from .verdict import BUDGETS as BUDGETS
+from .verdict import Evidence as Evidence
+from .verdict import Verdict as Verdict

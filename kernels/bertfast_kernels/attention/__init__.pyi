@@ -1,3 +1,3 @@
-from .op import variants, varlen_attention, varlen_cls_attention
-
-__all__ = ["variants", "varlen_attention", "varlen_cls_attention"]
+from .op import variants as variants
+from .op import varlen_attention as varlen_attention
+from .op import varlen_cls_attention as varlen_cls_attention

@@ -48,7 +48,8 @@ class CacheWriter:
         if has_parts:
             fields.append(("part", pa.large_string()))
         self._schema = pa.schema(fields, metadata={KEY: json.dumps(header)})
-        self._path, self._blocks, self._rows = path, [], 0
+        self._path, self._rows = path, 0
+        self._blocks: list[tuple[TokenBlock, np.ndarray | None, np.ndarray, list[str] | None]] = []
         self.beside = folder / f"building-{uuid.uuid4().hex}.tmp"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ class Corpus:
                 folder.mkdir(parents=True, exist_ok=True)
                 files = [stack.enter_context(_unnamed_file(folder)) for _ in range(3)]
                 for file in files[1:]:
-                    file.write(np.zeros(1, dtype=np.int64))
+                    file.write(np.zeros(1, dtype=np.int64).tobytes())
             n_tokens = n_sentences = n_complete = 0  # n_complete: sentences of the documents that have ended
             for ids_T, lengths_S, is_last_S in _encoded(documents, tokenizer):
                 bounds_S = n_tokens + np.cumsum(lengths_S[lengths_S > 0])

@@ -132,13 +132,19 @@ class EncodedDataset:
             labels = np.where(is_filler, filler_label, self.labels[indices]).astype(self.labels.dtype)
         lengths = np.where(is_filler, len(self._filler), self.lengths[indices])
         batch = PackedBatch.from_ragged(np.concatenate(ids), np.concatenate(types), self._sequence_lengths(lengths), labels, indices)
-        if not self.has_pieces:
+        if self._first_piece is None:
             return batch
         counts = num_pieces(lengths, self.max_sequence_length)
         cu_pieces = np.concatenate([[0], np.cumsum(counts)])
         first = np.where(is_filler, -1, self._first_piece[indices])
         piece_ids = np.repeat(first - cu_pieces[:-1], counts) + np.arange(cu_pieces[-1])
         return batch.with_pieces(cu_pieces, piece_ids)
+
+    @property
+    def training_labels(self) -> np.ndarray:
+        """The labels of examples to train on, none of which is without."""
+        assert self.labels is not None
+        return self.labels
 
     def training_lengths(self, epoch: int) -> np.ndarray:
         """Tokens of each example of an epoch, in the order in which `training_batch` numbers them: the same in each."""

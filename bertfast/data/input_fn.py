@@ -37,6 +37,7 @@ def dataset_from_function(task: Task, config: InputConfig, split: str, tokenizer
         DataError: naming the function, and the batch (from 0) whose features are missing, of another shape or dtype, masked with holes, or
             hold an id that is not in the tokenizer's vocabulary or a label that is no class.
     """
+    assert config.input_fn is not None  # whoever calls has looked
     name = f"input_fn {config.input_fn}"
     function = _import(config.input_fn)
     mode = (

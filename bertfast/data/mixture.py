@@ -98,7 +98,7 @@ class MixtureSet:
         ids, types = (
             np.concatenate([getattr(batch, name).numpy() for batch in batches])[tokens] for name in ("input_ids", "token_type_ids")
         )
-        labels = np.concatenate([batch.labels.numpy().astype(np.float32) for batch in batches])[back]
+        labels = np.concatenate([_labels_of(batch) for batch in batches])[back]
         batch = PackedBatch.from_ragged(ids, types, lengths[back], labels, examples)
         # Dropout by key goes by the draw: an example that is drawn twice for one step meets two masks.
         batch = replace(batch, piece_ids=torch.from_numpy(indices.astype(np.int32)))
@@ -119,3 +119,9 @@ class MixtureSet:
     def _order(self, task: int, number: int) -> np.ndarray:
         n = self.sizes[task]
         return random_order(np.random.default_rng([self._seed, task, number]), n) if self._shuffle else np.arange(n)
+
+
+def _labels_of(batch: PackedBatch) -> np.ndarray:
+    """The labels of a batch to train on, float32 [B]."""
+    assert batch.labels is not None
+    return batch.labels.numpy().astype(np.float32)

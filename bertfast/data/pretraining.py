@@ -40,7 +40,7 @@ class PretrainingSet:
 
     def __init__(self, encoded: EncodedDataset, masking: Masking, seed: int, is_static: bool, chosen: np.ndarray | None = None):
         self._encoded, self._masking, self._seed, self._is_static, self._chosen = encoded, masking, seed, is_static, chosen
-        self.lengths, self.labels = (values if chosen is None else values[chosen] for values in (encoded.lengths, encoded.labels))
+        self.lengths, self.labels = (values if chosen is None else values[chosen] for values in (encoded.lengths, encoded.training_labels))
         self.task, self.source, self.max_sequence_length = encoded.task, encoded.source, encoded.max_sequence_length
         self.check_vocabulary = encoded.check_vocabulary
 
@@ -224,7 +224,7 @@ def pairs(corpus: Corpus, room: int, short_share: float, rng: np.random.Generato
                 is_random, owed = False, owed - 1
             first, second = corpus.ids[begin:middle], corpus.ids[middle:end]
             if is_random:
-                second = _random_part(corpus, bounds, target - len(first), low < high or is_last_sentence, rng)
+                second = _random_part(corpus, bounds, target - len(first), bool(low < high or is_last_sentence), rng)
             yield first, second, int(is_random), document
             begin = middle if is_random else end
 

@@ -167,9 +167,9 @@ def _kept(counts: list[np.ndarray], room: int) -> list[np.ndarray]:
     return [np.where(first_is_shorter, kept_shorter, kept_longer), np.where(first_is_shorter, kept_longer, kept_shorter)]
 
 
-def _assembled(segments: list[_Segment], sequences: list[list[list[int]]], kept: list[np.ndarray], cut: Cut) -> TokenBlock:
+def _assembled(segments: list[_Segment], sequences: Sequence[Sequence[Sequence[int]]], kept: list[np.ndarray], cut: Cut) -> TokenBlock:
     rows = len(sequences[0])
-    parts = []
+    parts: list[list[Sequence[int]]] = []
     for segment in segments:
         if segment.text is None:
             parts.append([segment.special] * rows)

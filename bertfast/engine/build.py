@@ -15,7 +15,7 @@ from bertfast.engine.optimizer import ADAMW_KEYS, adamw, scheduler_of, thaw_step
 from bertfast.engine.ranks import Ranks
 from bertfast.engine.schedules import schedule, thawing
 from bertfast.errors import BertfastError, ConfigError
-from bertfast.model import BertClassifier
+from bertfast.model import BertEncoder
 from bertfast.wording import reason
 
 _OWN_OPTIMIZERS = {"adam", "adamw"}
@@ -49,7 +49,7 @@ def join_ranks(ranks: Ranks) -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total_steps: int, ranks: Ranks, steps_per_epoch: int = 1):
+def build_engine(model: BertEncoder, config: Config, sizes: BatchSizes, total_steps: int, ranks: Ranks, steps_per_epoch: int = 1):
     """The DeepSpeed engine around `model`, with bertfast's parameter groups, and AdamW and the schedule where the config leaves them to us.
 
     DeepSpeed builds the optimizer itself where it is another one than Adam or AdamW, or is offloaded; and the scheduler where the config has one.
@@ -61,8 +61,7 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
         model.compute_dtype = torch.bfloat16
     block, optimization = resolved["optimizer"], config.bertfast.optimization
     kind, params = str(block.get("type", "AdamW")).lower(), block["params"]
-    for layer in model.layers:
-        layer.recomputes = config.bertfast.model.gradient_checkpointing == "selective"
+    model.set_recomputing(config.bertfast.model.gradient_checkpointing == "selective")
     groups = trained_groups(model, params, optimization)
     names = [group.pop("name", None) for group in groups]  # DeepSpeed copies groups by their keys, and knows these not
     depths = [group.pop("depth", 0) for group in groups]
@@ -80,10 +79,11 @@ def build_engine(model: BertClassifier, config: Config, sizes: BatchSizes, total
     if "scheduler" not in resolved:
         factor = schedule(optimization.schedule, resolve_warmup_steps(config.bertfast.run, total_steps), total_steps)
         interval = optimization.unfreeze_epochs
-        if interval is not None:
+        if interval is None:
+            scheduler = scheduler_of(factor)
+        else:
             thaws = [thaw_step(name, depth, interval, steps_per_epoch) for name, depth in zip(names, depths, strict=True)]
-            factor = thawing(factor, thaws)
-        scheduler = scheduler_of(factor)
+            scheduler = scheduler_of(thawing(factor, thaws))
     join_ranks(ranks)
     if optimizer is None:
         free_abandoned_builds()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+Outputs = TypeVar("Outputs", bound=tuple[Tensor | None, ...])
 
 
 class Capture(Protocol):
@@ -15,7 +17,7 @@ class Capture(Protocol):
     def warm_up(self, run: Callable[[], object]) -> None:
         """Call `run` in the place where it will be recorded, so that nothing is loaded or compiled while recording."""
 
-    def record(self, run: Callable[[], tuple[Tensor | None, ...]]) -> tuple[Callable[[], None], tuple[Tensor | None, ...]]:
+    def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """(what replays `run`, the outputs that every replay writes again)."""
 
     def unowned(self, tensor: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ class CudaCapture:
             run()
         current.wait_stream(self._stream)
 
-    def record(self, run: Callable[[], tuple[Tensor | None, ...]]) -> tuple[Callable[[], None], tuple[Tensor | None, ...]]:
+    def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         graph = torch.cuda.CUDAGraph()
         # "thread_local": the thread that makes batches ahead may go on pinning memory and copying meanwhile, which the default mode forbids.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):

@@ -113,18 +113,18 @@ class GraphedForward:
         """Logits [B, C]; see BertClassifier.forward."""
         if not self._model.training or not torch.is_grad_enabled():
             return self._plain(batch, bits)
-        recorded = self._recording(batch, bits)
-        if recorded is None:
+        key = None if bits is None else bits.key
+        recorded = None if key is None else self._recording(batch, key)
+        if key is None or recorded is None:
             self.counts["plain"] += 1
             return self._plain(batch, bits)
         self.counts["replayed"] += 1
-        recorded.load(batch, bits)
+        recorded.load(batch, key)
         return _Replay.apply(self, recorded, *recorded.parameters)
 
-    def _recording(self, batch: PackedBatch, bits: RandomBits | None) -> _Recorded | None:
-        """The recording for this batch, made now where it is time; None where it takes the plain path."""
-        by_key = bits is not None and bits.key is not None
-        if not by_key or self.fault is not None or batch.cu_pieces is not None or bucket_of(batch.extent) != batch.extent:
+    def _recording(self, batch: PackedBatch, key: Tensor) -> _Recorded | None:
+        """The recording for this batch, made now where it is time; None where it takes the plain path. key: of dropout."""
+        if self.fault is not None or batch.cu_pieces is not None or bucket_of(batch.extent) != batch.extent:
             return None
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         addresses = [parameter.data_ptr() for parameter in parameters]
@@ -133,12 +133,12 @@ class GraphedForward:
         bucket = batch.extent
         self._met[bucket] += 1
         if bucket not in self._recorded and self._met[bucket] > self._common_after and len(self._recorded) < self._most:
-            self._record(bucket, batch, bits, parameters)
+            self._record(bucket, batch, key, parameters)
         return self._recorded.get(bucket)
 
-    def _record(self, bucket: Extent, batch: PackedBatch, bits: RandomBits, parameters: Sequence[nn.Parameter]) -> None:
+    def _record(self, bucket: Extent, batch: PackedBatch, key: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         try:
-            self._recorded[bucket] = _Recorded(self._plain, parameters, batch, bits, self._capture)
+            self._recorded[bucket] = _Recorded(self._plain, parameters, batch, key, self._capture)
         except RuntimeError as error:  # how CUDA says that something cannot be recorded
             self.fault = f"{type(error).__name__}: {reason(error)}"
             if self._strict:
@@ -160,24 +160,24 @@ class _Recorded:
     """The recordings of one bucket and the static memory that they read and write."""
 
     def __init__(
-        self, forward: Callable[..., Tensor], parameters: Sequence[nn.Parameter], batch: PackedBatch, bits: RandomBits, capture: Capture
+        self, forward: Callable[..., Tensor], parameters: Sequence[nn.Parameter], batch: PackedBatch, key: Tensor, capture: Capture
     ):
         self.parameters = parameters
         self._forward = forward
         self._static = [getattr(batch, name).clone() for name in _READ]
-        self._key = bits.key.clone()
+        self._key = key.clone()
         self._batch = dataclasses.replace(batch, labels=None, piece_ids=None, **dict(zip(_READ, self._static, strict=True)))
         self._live: Tensor | None = None  # the logits with their graph, between a forward and its backward
-        self._upstream: Tensor | None = None
+        self._upstream: Tensor  # in the shape of the logits, which the first forward tells
         capture.warm_up(self._run_both)
         self._replay_forward, (self.logits,) = capture.record(self._run_forward)
         self._replay_backward, gradients = capture.record(self._run_backward)
         self._gradients = [None if gradient is None else capture.unowned(gradient) for gradient in gradients]
 
-    def load(self, batch: PackedBatch, bits: RandomBits) -> None:
+    def load(self, batch: PackedBatch, key: Tensor) -> None:
         """Copy what the model reads into the static memory."""
         torch._foreach_copy_(self._static, [getattr(batch, name) for name in _READ])
-        self._key.copy_(bits.key)
+        self._key.copy_(key)
 
     def forward(self) -> Tensor:
         """The logits, in the static memory."""
@@ -199,11 +199,12 @@ class _Recorded:
         with torch.enable_grad():
             # A tensor of its own: what the torch form of attention knows of lengths it keeps on the tensor that it gets.
             batch = dataclasses.replace(self._batch, cu_seqlens=self._batch.cu_seqlens[:])
-            self._live = self._forward(batch, RandomBits(key=self._key))
-        return (self._live.detach(),)
+            live = self._live = self._forward(batch, RandomBits(key=self._key))
+        return (live.detach(),)
 
     def _run_backward(self) -> tuple[Tensor | None, ...]:
         live, self._live = self._live, None
+        assert live is not None  # a forward went before
         return torch.autograd.grad(live, self.parameters, self._upstream, allow_unused=True)
 
 

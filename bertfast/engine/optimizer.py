@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from bertfast.config import OptimizationConfig
 from bertfast.engine.schedules import Factor, schedule
 from bertfast.errors import ConfigError
+from bertfast.model import BertEncoder
 
 ADAMW_KEYS = {"lr", "betas", "eps", "weight_decay"}
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -23,7 +24,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return _with_and_without_decay(trained, weight_decay)
 
 
-def groups_by_depth(model: nn.Module, weight_decay: float, rate: float, optimization: OptimizationConfig) -> list[dict[str, Any]]:
+def groups_by_depth(model: BertEncoder, weight_decay: float, rate: float, optimization: OptimizationConfig) -> list[dict[str, Any]]:
     """Groups for the head, for each encoder layer and for the embeddings, each with its `name`, `depth` and `lr`.
 
     The head has `rate`. Layers have layer_learning_rate * layer_learning_rate_decay^depth, the top layer's depth being 0 and that of the
@@ -58,7 +59,7 @@ def groups_by_depth(model: nn.Module, weight_decay: float, rate: float, optimiza
     return groups
 
 
-def trained_groups(model: nn.Module, params: dict[str, Any], optimization: OptimizationConfig) -> list[dict[str, Any]]:
+def trained_groups(model: BertEncoder, params: dict[str, Any], optimization: OptimizationConfig) -> list[dict[str, Any]]:
     """The groups of what a config trains, after freezing the rest; params: of the optimizer, with `lr` and perhaps `weight_decay`.
 
     Raises:
@@ -88,7 +89,7 @@ def depth_of(part: str, n_layers: int) -> int:
     return {"head": 0, "embeddings": n_layers}.get(part, n_layers - 1 - int(part.rpartition(" ")[2]) if " " in part else 0)
 
 
-def freeze(model: nn.Module, frozen_layers: int | str | None) -> None:
+def freeze(model: BertEncoder, frozen_layers: int | Literal["all"] | None) -> None:
     """Take the embeddings and the lowest `frozen_layers` layers ("all" of them) out of training; None leaves everything in.
 
     Raises:
@@ -106,7 +107,7 @@ def freeze(model: nn.Module, frozen_layers: int | str | None) -> None:
 
 def adamw(groups: Iterable[dict[str, Any]], params: dict[str, Any]) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), torch's fused one; params as in DeepSpeed's optimizer block, keys it does not share left out."""
-    known = {key: tuple(value) if key == "betas" else value for key, value in params.items() if key in ADAMW_KEYS}
+    known: dict[str, Any] = {key: tuple(value) if key == "betas" else value for key, value in params.items() if key in ADAMW_KEYS}
     return torch.optim.AdamW(list(groups), fused=True, **known)
 
 
@@ -118,7 +119,7 @@ def linear_schedule(warmup_steps: int, total_steps: int) -> Scheduler:
     return scheduler_of(schedule("linear", warmup_steps, total_steps))
 
 
-def scheduler_of(factor: Factor | Sequence[Factor]) -> Scheduler:
+def scheduler_of(factor: Factor | list[Factor]) -> Scheduler:
     """A scheduler of one factor for all groups, or of one for each."""
     return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 

@@ -37,4 +37,8 @@ def schedule(name: str, warmup_steps: int, total_steps: int) -> Factor:
 
 def thawing(factor: Factor, thaw_steps: Sequence[int]) -> list[Factor]:
     """The factor of each parameter group: 0 before its thaw step (gradual unfreezing; Howard and Ruder 2018, section 3.3)."""
-    return [lambda step, thaws=thaws: factor(step) if step >= thaws else 0.0 for thaws in thaw_steps]
+
+    def thawed(thaws: int) -> Factor:
+        return lambda step: factor(step) if step >= thaws else 0.0
+
+    return [thawed(thaws) for thaws in thaw_steps]

@@ -14,7 +14,7 @@ from torch import nn
 
 from bertfast.config import HeadConfig
 from bertfast.errors import CheckpointError
-from bertfast.model.heads import ACTIVATIONS, Features, check_head_is_kept, head_of, set_head
+from bertfast.model.heads import ACTIVATIONS, Features, check_head_is_kept, head_of, layers_of, set_head
 from bertfast.model.layers import Linear, Pack, RandomBits
 from bertfast.model.loading import load_state, read_checkpoint
 from bertfast.model.recompute import selectively
@@ -23,40 +23,60 @@ from bertfast.weights import OWN_ARCHITECTURE, LoadReport, to_transformers_names
 from bertfast_kernels import bias_gelu, dropout_add_layer_norm, embedding_layer_norm, varlen_attention, varlen_cls_attention
 
 if TYPE_CHECKING:
-    from transformers import BertConfig
+    from transformers import BertConfig, BertForSequenceClassification
 
 # T tokens, B sequences, N heads, H head size, D hidden, F feed-forward (or features), C classes, V vocabulary, P positions, S segments
 
 GELU_FORMS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
-class Reader(nn.Module):
-    """A BERT encoder and what a head reads of it (see HeadConfig): everything below the hidden layers and the logits.
+class BertEncoder(nn.Module):
+    """Embeddings and encoder layers: what every model of ours begins with.
 
     `config` is a transformers BertConfig. `compute_dtype` is the dtype of everything between the embeddings and the logits; None takes that of
-    the parameters.
+    the parameters. `load_report` is None until weights are loaded.
     """
 
-    def __init__(self, config: BertConfig):
+    def __init__(self, config: BertConfig, embeddings: type[Embeddings]):
         super().__init__()
         check_config(config)
         self.config = config
-        self.embeddings = Embeddings(config)
+        self.embeddings = embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.compute_dtype: torch.dtype | None = None
+        self.load_report: LoadReport | None = None
+
+    @property
+    def loaded(self) -> LoadReport:
+        """What became of the checkpoint's weights, of a model that was loaded from one."""
+        assert self.load_report is not None
+        return self.load_report
+
+    def set_recomputing(self, recomputes: bool) -> None:
+        """Whether every layer makes anew in the backward what is cheap to compute; see EncoderLayer."""
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            layer.recomputes = recomputes
+
+
+class Reader(BertEncoder):
+    """A BERT encoder and what a head reads of it (see HeadConfig): everything below the hidden layers and the logits."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config, Embeddings)
         self.head = head_of(config)
         self.pooler = Linear(config.hidden_size, config.hidden_size) if self.head.pooler else None
         self.features = Features(config, self.head)
-        self.compute_dtype: torch.dtype | None = None
         self.classifier_dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.load_report: LoadReport | None = None
 
     def read(self, batch: PackedBatch, bits: RandomBits | None) -> tuple[torch.Tensor, Pack]:
         """Features [B, F] of each example, after dropout, and the pack of these rows."""
         pack = pack_of(batch, bits, self.training)
         x_XD, chosen = self.embeddings(batch, pack).to(self.compute_dtype), []
+        wanted = layers_of(self.head)
         for index, layer in enumerate(self.layers):
             x_XD = layer(x_XD, pack, cls_only=index == len(self.layers) - 1 and self.head.pooling == "cls")
-            if index in self.head.layers:
+            if index in wanted:
                 chosen.append(x_XD)
         rows = pack.cls_rows()
         if batch.cu_pieces is not None:
@@ -87,14 +107,15 @@ class Reader(nn.Module):
 class BertClassifier(Reader):
     """A BERT encoder with a head (see HeadConfig). `model(batch)` takes a PackedBatch and gives logits [B, C].
 
-    `config.num_labels` is C (1 means regression); see Reader for the rest.
+    `config.num_labels` is C (1 means regression); see BertEncoder for the rest.
     """
 
     def __init__(self, config: BertConfig):
         super().__init__(config)
+        assert config.num_labels is not None  # a BertConfig that is told nothing of labels has two
         self.num_labels = config.num_labels
         self.hidden = self.hidden_layers()
-        self.classifier = self.classifier_of(config.num_labels)
+        self.classifier = self.classifier_of(self.num_labels)
         self.apply(lambda module: initialise(module, config.initializer_range))
 
     def forward(self, batch: PackedBatch, bits: RandomBits | None = None) -> torch.Tensor:
@@ -149,7 +170,7 @@ class BertClassifier(Reader):
         return model
 
     @classmethod
-    def from_transformers(cls, model: nn.Module) -> BertClassifier:
+    def from_transformers(cls, model: BertForSequenceClassification) -> BertClassifier:
         """The same network as a transformers BertForSequenceClassification, with copies of its weights."""
         ours = cls(model.config)
         ours.load_transformers_state(model.state_dict(), source=type(model).__name__, strict=True)

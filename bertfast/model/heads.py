@@ -6,6 +6,7 @@ Every reduction is over neighbouring rows and is done in float32 (float64 for fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # T tokens, P sequences (pieces), B examples, S segments (sequences or examples), D hidden, F features, A attention, X rows of any kind
 
 ATTENTION_SIZE = 128  # as in the self-attention of Sun et al.'s code
-ACTIVATIONS = {"tanh": torch.tanh, "gelu": nn.functional.gelu, "relu": torch.relu}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"tanh": torch.tanh, "gelu": nn.functional.gelu, "relu": torch.relu}
 
 
 def resolved(head: HeadConfig, n_layers: int) -> HeadConfig:
@@ -48,6 +49,12 @@ def head_of(config: BertConfig) -> HeadConfig:
     return resolved(HeadConfig.model_validate(getattr(config, HEAD_KEY, None) or {}), config.num_hidden_layers)
 
 
+def layers_of(head: HeadConfig) -> tuple[int, ...]:
+    """The layers that a resolved head reads, counted from 0."""
+    assert head.layers is not None  # `resolved` names them
+    return head.layers
+
+
 def check_head_is_kept(config: BertConfig, head: HeadConfig, source: str) -> None:
     """Hold a head that is asked for against the trained one of a checkpoint, whose weights it is to take.
 
@@ -71,7 +78,7 @@ def set_head(config: BertConfig, head: HeadConfig) -> None:
         ConfigError: see `resolved`.
     """
     head = resolved(head, config.num_hidden_layers)
-    config.num_hidden_layers = max(head.layers) + 1
+    config.num_hidden_layers = max(layers_of(head)) + 1
     if head.is_plain:
         if hasattr(config, HEAD_KEY):
             delattr(config, HEAD_KEY)
@@ -88,9 +95,10 @@ class Features(nn.Module):
     def __init__(self, config: BertConfig, head: HeadConfig):
         super().__init__()
         self.head = head
-        self._order = [sorted(head.layers).index(index) for index in head.layers]
+        layers = layers_of(head)
+        self._order = [sorted(layers).index(index) for index in layers]
         width = config.hidden_size * (2 if head.pooling == "mean_max" else 1)
-        self.size = width * (len(head.layers) if head.layer_pooling == "concat" else 1)
+        self.size = width * (len(layers) if head.layer_pooling == "concat" else 1)
         self.tokens = AttentionPooling(config.hidden_size) if head.pooling == "attention" else None
         self.pieces = AttentionPooling(self.size) if head.pieces == "attention" else None
 

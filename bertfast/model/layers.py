@@ -33,7 +33,7 @@ class RandomBits(NamedTuple):
         """A stream on a CPU, a key elsewhere, seeded by torch's own generator, so that torch.manual_seed decides it."""
         if device.type != "cpu":
             return cls(key=torch.randint(2**32, (2,)).to(device))
-        return cls(stream=np.random.Generator(np.random.SFC64(torch.randint(2**62, ()).item())))
+        return cls(stream=np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ())))))
 
 
 class Pack(NamedTuple):

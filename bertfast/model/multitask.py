@@ -50,10 +50,12 @@ class MultitaskClassifier(Reader):
 
     def forward(self, batch: MixedBatch, bits: RandomBits | None = None) -> list[torch.Tensor]:
         x_BF, rows = self.read(batch, bits)
-        places = batch.task_order.split(batch.task_counts)
-        return [
-            self.logits(x_BF[place], rows.rows(place), head.hidden, head.classifier) for place, head in zip(places, self.heads, strict=True)
-        ]
+        assert batch.task_order is not None  # see MixedBatch.of
+        logits = []
+        for place, head in zip(batch.task_order.split(batch.task_counts), self.heads, strict=True):
+            assert isinstance(head, TaskHead)
+            logits.append(self.logits(x_BF[place], rows.rows(place), head.hidden, head.classifier))
+        return logits
 
     @classmethod
     def from_pretrained(
@@ -79,6 +81,7 @@ class MultitaskClassifier(Reader):
         own, config = f"heads.{number}.", copy.deepcopy(self.config)
         config.num_labels = task.num_labels
         if not task.is_regression:
+            assert task.label_names is not None  # without them it would have had no head
             config.id2label = dict(enumerate(task.label_names))
             config.label2id = {name: index for index, name in enumerate(task.label_names)}
         shared = {name: tensor for name, tensor in state.items() if not name.startswith("heads.")}
@@ -89,6 +92,7 @@ class MultitaskClassifier(Reader):
 
 def mixed_loss(logits: Sequence[torch.Tensor], batch: MixedBatch, losses: Sequence[Loss], weights: Sequence[float]) -> torch.Tensor:
     """The weighted sum of the tasks' losses over their examples, a float32 scalar. logits: of each task, [b, C]."""
+    assert batch.labels is not None
     loss = torch.zeros((), device=batch.labels.device)
     for logits_bC, labels_b, loss_of, weight in zip(logits, batch.by_task(batch.labels), losses, weights, strict=True):
         if len(labels_b):

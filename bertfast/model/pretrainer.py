@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from bertfast.model.bert import GELU_FORMS, Embeddings, EncoderLayer, check_config, initialise, pack_of
+from bertfast.model.bert import GELU_FORMS, BertEncoder, Embeddings, initialise, pack_of
 from bertfast.model.layers import Linear, Pack, RandomBits
 from bertfast.model.loading import load_state, read_checkpoint
 from bertfast.packing import MaskedBatch, PackedBatch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # T tokens, B sequences, M masked tokens, R rows of the last layer, D hidden, V vocabulary
 
 
-class BertPretrainer(nn.Module):
+class BertPretrainer(BertEncoder):
     """`model(batch)` takes a MaskedBatch and gives the logits of its masked tokens [M, V] and the next-sentence logits [B, 2], in which class
     0 is the sentence that follows and 1 a random one (None without `next_sentence`). The decoder's matrix is the word embeddings.
 
@@ -28,16 +28,11 @@ class BertPretrainer(nn.Module):
     """
 
     def __init__(self, config: BertConfig, next_sentence: bool = True):
-        super().__init__()
-        check_config(config)
-        self.config, self.next_sentence = config, next_sentence
-        self.embeddings = _TiedEmbeddings(config)
-        self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
+        super().__init__(config, _TiedEmbeddings)
+        self.next_sentence = next_sentence
         self.pooler = Linear(config.hidden_size, config.hidden_size)
         self.predictions = _Predictions(config)
         self.seq_relationship = Linear(config.hidden_size, 2) if next_sentence else None
-        self.compute_dtype: torch.dtype | None = None
-        self.load_report: LoadReport | None = None
         self.apply(lambda module: initialise(module, config.initializer_range))
         if not next_sentence:
             self.pooler.requires_grad_(False)  # kept as it came, for the fine-tuning that follows
@@ -47,11 +42,12 @@ class BertPretrainer(nn.Module):
         x_TD = self.embeddings(batch, pack).to(self.compute_dtype)
         for layer in self.layers[:-1]:
             x_TD = layer(x_TD, pack)
+        assert batch.masked_rows is not None  # see MaskedBatch.of
         n_masked = len(batch.masked_rows)
         rows = torch.cat((batch.masked_rows, batch.cu_seqlens[:-1].long()))  # [CLS] always: a batch of fillers has nothing masked
         x_RD = self.layers[-1](x_TD, pack, rows=rows)
         logits_MV = self.embeddings(None, None, self.predictions(x_RD[:n_masked]))
-        if not self.next_sentence:
+        if self.seq_relationship is None:
             return logits_MV, None
         return logits_MV, self.seq_relationship(torch.tanh(self.pooler(x_RD[n_masked:])))
 
@@ -87,6 +83,7 @@ class _TiedEmbeddings(Embeddings):
 
     def forward(self, batch: PackedBatch | None, pack: Pack | None, hidden_MD: torch.Tensor | None = None) -> torch.Tensor:
         if hidden_MD is None:
+            assert batch is not None and pack is not None  # they are left out for the decoder alone
             return super().forward(batch, pack)
         return nn.functional.linear(hidden_MD, self.word.to(hidden_MD.dtype), self.decoder_bias.to(hidden_MD.dtype))
 

@@ -33,7 +33,7 @@ def selectively(function: Callable[[Tensor, Tensor, Pack], Tensor], a_TD: Tensor
     calls = iter(range(2))
 
     def call(a_TD: Tensor, b_TD: Tensor) -> Tensor:
-        if next(calls) == 0 or stood is None:
+        if next(calls) == 0 or stream is None or stood is None:
             return function(a_TD, b_TD, pack)
         again = np.random.Generator(type(stream.bit_generator)())
         again.bit_generator.state = stood

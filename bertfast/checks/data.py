@@ -102,6 +102,7 @@ def _describe_labels(data: EncodedDataset | RawSplit) -> tuple[str, str]:
         scores = f"labels {data.labels.min():g} to {data.labels.max():g}, mean {data.labels.mean():.3f}"
         return scores, "every label is the same" if data.labels.min() == data.labels.max() else ""
     names = data.task.label_names
+    assert names is not None  # the data told them, where the task did not
     counts = np.bincount(data.labels, minlength=len(names)).tolist()
     shown = ", ".join(f"{name} {count:,}" for name, count in zip(names[:_SHOWN_CLASSES], counts, strict=False))
     more = f" and {len(names) - _SHOWN_CLASSES} more classes" if len(names) > _SHOWN_CLASSES else ""

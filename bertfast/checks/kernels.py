@@ -46,6 +46,7 @@ def encoder_of(config: Config) -> Encoder:
     ]
     task = get_task(block.task)
     num_labels = task.num_labels if task.is_complete else bert.num_labels
+    assert num_labels is not None  # a BertConfig that is told nothing of labels has two
     lengths = [part.max_sequence_length for part in (block.train_input, block.eval_input) if part is not None]
     precision = resolve_precision(config.deepspeed, "cuda")
     shape = EncoderShape(

@@ -34,10 +34,11 @@ def check_tasks(
         checks.rows += [Check(f"{name}: {row.name}", row.result, row.detail) for row in own.rows]
         sets.append(train)
         tasks.append(task)
-    settings = config.bertfast
-    mixture = None
-    if all(part is not None for part in sets):
-        mixture = MixtureSet(sets, settings.multitask.sampling, settings.run.seed, settings.train_input.shuffle)
+    settings, mixture = config.bertfast, None
+    whole = [part for part in sets if part is not None]
+    if len(whole) == len(sets):
+        assert settings.multitask is not None and settings.train_input is not None  # a config of several tasks has both
+        mixture = MixtureSet(whole, settings.multitask.sampling, settings.run.seed, settings.train_input.shuffle)
     model = checks.make("weights", lambda *_: _check_weights(config, tasks), checkpoint, *tasks)
     return mixture, model, losses
 
@@ -45,6 +46,7 @@ def check_tasks(
 def check_step(config: Config, model: MultitaskClassifier, plan: Plan, train: MixtureSet, *losses: Loss) -> Found:
     """One forward and backward pass of a few examples of the first micro-batch, packed, in float32 on the CPU."""
     settings = config.bertfast
+    assert settings.multitask is not None
     batch = train.training_batch(plan.micro_batches(0, 0)[0][:STEP_EXAMPLES], 0)
     n, held = len(batch.example_ids), ", ".join(f"{task.name} {count}" for task, count in zip(model.tasks, batch.task_counts, strict=True))
     examples = ", ".join(train.where(index) for index in batch.example_ids.tolist())

@@ -75,9 +75,11 @@ def _check_weights(config: Config, objective: MaskedWords, checkpoint: tuple[Pat
 def _check_step(model: BertPretrainer, plan: Plan, train: PretrainingSet) -> Found:
     indices = plan.micro_batches(0, 0)[0][:STEP_EXAMPLES]
     batch = train.batch(indices)
+    assert batch.masked_rows is not None  # see MaskedBatch.of
     n_masked = len(batch.masked_rows)
     model.train()
-    loss, _ = pretraining_loss(*model(batch), batch, max(n_masked, 1), len(indices))
+    logits_MV, nsp_BC = model(batch)
+    loss, _ = pretraining_loss(logits_MV, nsp_BC, batch, max(n_masked, 1), len(indices))
     shown = step_facts(model, loss, ", ".join(train.where(int(index)) for index in indices))
     words = f"{counted(len(indices), 'example')}, {batch.num_tokens} tokens, {n_masked} of them masked"
     return Found(loss.item(), f"{words}: loss {loss.item():.3f}, {shown}")

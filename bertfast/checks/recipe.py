@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from bertfast.checks.table import Found
 from bertfast.config import BatchSizes, Config, LossConfig, resolve_deepspeed, resolve_total_steps, resolve_warmup_steps
 from bertfast.data import EncodedDataset
 from bertfast.engine import Precision, thaw_step, trained_groups
-from bertfast.model import Loss, class_weights
+from bertfast.model import BertEncoder, Loss, class_weights
 from bertfast.packing import Plan
 from bertfast.tasks import Task
 from bertfast.wording import counted
@@ -21,10 +19,10 @@ from bertfast.wording import counted
 
 def check_loss(block: LossConfig, task: Task, train: EncodedDataset) -> Found:
     """The loss that a block asks for, on these labels."""
-    loss = Loss(block, task.num_labels, train.labels)
+    loss = Loss(block, task.num_labels, train.training_labels)
     kind = "squared error" if task.num_labels == 1 else "focal loss" if block.focal_gamma else "cross entropy"
     more = [f"{name} {value:g}" for name in ("label_smoothing", "focal_gamma", "r_drop") if (value := getattr(block, name))]
-    weights = class_weights(block, task.num_labels, train.labels)
+    weights = class_weights(block, task.num_labels, train.training_labels)
     if weights is not None:
         more.append("class weights " + ", ".join(f"{weight:.3g}" for weight in weights))
     warning = "every class has the weight 0, so nothing is trained" if weights is not None and not any(weights) else ""
@@ -32,7 +30,7 @@ def check_loss(block: LossConfig, task: Task, train: EncodedDataset) -> Found:
 
 
 def optimizer_of(
-    config: Config, device: str, sizes: BatchSizes, steps_per_epoch: int, model: torch.nn.Module
+    config: Config, device: str, sizes: BatchSizes, steps_per_epoch: int, model: BertEncoder
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What DeepSpeed is given, and the parameter groups. Freezes what the config freezes."""
     total = resolve_total_steps(config.bertfast, steps_per_epoch)
@@ -40,7 +38,7 @@ def optimizer_of(
     return resolved, trained_groups(model, resolved["optimizer"]["params"], config.bertfast.optimization)
 
 
-def check_optimizer(config: Config, device: str, precision: Precision, sizes: BatchSizes, plan: Plan, model: torch.nn.Module) -> Found:
+def check_optimizer(config: Config, device: str, precision: Precision, sizes: BatchSizes, plan: Plan, model: BertEncoder) -> Found:
     """What DeepSpeed is given, the rate of each part of the model, and the schedule. Freezes what the config freezes."""
     block, run = config.bertfast.optimization, config.bertfast.run
     total = resolve_total_steps(config.bertfast, len(plan))

@@ -9,11 +9,12 @@ import torch
 
 from bertfast.checks.table import Found
 from bertfast.config import BatchSizes, Config, resolve_total_steps
-from bertfast.data import EncodedDataset
+from bertfast.data import EncodedDataset, TrainingSet
 from bertfast.engine import Precision, activation_bytes, estimate_memory
 from bertfast.errors import NonFiniteLossError
-from bertfast.model import BertClassifier, Loss
-from bertfast.packing import Plan, plan_examples, plan_tokens
+from bertfast.model import BertClassifier, BertEncoder, Loss
+from bertfast.packing import Plan
+from bertfast.training import plan_of
 from bertfast.wording import counted
 
 STEP_EXAMPLES = 8  # of the first micro-batch: enough to see a loss, few enough for a large model on a CPU
@@ -21,13 +22,10 @@ STEP_EXAMPLES = 8  # of the first micro-batch: enough to see a loss, few enough 
 _SAMPLED_STEPS = 64
 
 
-def check_plan(config: Config, sizes: BatchSizes, train: EncodedDataset) -> Found:
+def check_plan(config: Config, sizes: BatchSizes, train: TrainingSet) -> Found:
     part = config.bertfast.train_input
-    parts = {"world_size": sizes.world_size, "micro_steps": sizes.micro_steps, "seed": config.bertfast.run.seed, "shuffle": part.shuffle}
-    if part.planner == "tokens":
-        plan = plan_tokens(train.training_lengths(0), part.tokens_per_batch, **parts)
-    else:
-        plan = plan_examples(train.training_lengths(0), sizes.global_batch, **parts)
+    assert part is not None  # the examples are its own
+    plan = plan_of(train, part, sizes, config.bertfast.run.seed)
     facts = plan.describe()
     steps = resolve_total_steps(config.bertfast, len(plan))
     return Found(
@@ -41,6 +39,7 @@ def check_step(model: BertClassifier, plan: Plan, train: EncodedDataset, loss_of
     """One forward and backward pass of a few examples of the first micro-batch, packed, in float32 on the CPU."""
     indices = plan.micro_batches(0, 0)[0][:STEP_EXAMPLES]
     batch = loss_of.prepared(train.batch(indices))
+    assert batch.labels is not None
     model.train()
     loss = loss_of(model(batch), batch.labels) / len(indices)
     shown = step_facts(model, loss, ", ".join(train.where(int(index)) for index in indices))
@@ -63,7 +62,7 @@ def step_facts(model: torch.nn.Module, loss: torch.Tensor, examples: str) -> str
     return f"gradient norm {norm:.3f}"
 
 
-def check_memory(config: Config, precision: Precision, model: torch.nn.Module, plan: Plan, train: EncodedDataset) -> Found:
+def check_memory(config: Config, precision: Precision, model: BertEncoder, plan: Plan, train: TrainingSet) -> Found:
     zero = config.zero
     offloads = (zero.offloads_optimizer, zero.offloads_parameters)
     parameters = sum(parameter.numel() for parameter in model.parameters())

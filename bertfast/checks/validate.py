@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertfast.checks.config import check_batch, check_config, check_precision, device_in_use
 from bertfast.checks.table import Check, Checks, Found
 from bertfast.config import Config, exported_blocks
 from bertfast.tasks import get_task
+
+if TYPE_CHECKING:
+    from bertfast.data import TrainingSet
 
 
 def run_checks(load: Callable[[], Config], device: str | None = None, export: Callable[..., Found] | None = None) -> list[Check]:
@@ -49,6 +52,7 @@ def _check_training(checks: Checks, config: Config, device: str, precision: Any,
     from bertfast.checks import data, multitask, recipe, step, weights
 
     several = config.bertfast.multitask is not None
+    train: TrainingSet | None
     if several:
         train, model, losses = multitask.check_tasks(checks, config, tokenizer, checkpoint)
     else:

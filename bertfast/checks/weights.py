@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,7 +11,7 @@ from bertfast.checks.config import input_blocks
 from bertfast.checks.table import Found
 from bertfast.config import Config, configs_of
 from bertfast.errors import CheckpointError
-from bertfast.model import BertClassifier
+from bertfast.model import BertClassifier, BertEncoder
 from bertfast.tasks import Task, get_task
 from bertfast.training import head_to_train
 from bertfast.weights import load_tokenizer, model_folder, read_config, resolve_folder
@@ -31,7 +31,7 @@ def check_checkpoint(config: Config) -> Found:
 
 def check_positions(config: Config, checkpoint: tuple[Path, BertConfig]) -> Found:
     folder, bert = checkpoint
-    lengths = {}
+    lengths: dict[str, int] = {}
     for part in configs_of(config):
         task = "" if config.bertfast.multitask is None else f"multitask.tasks: {get_task(part.bertfast.task).name}: "
         lengths |= {f"{task}{name}": given.max_sequence_length for name, given in input_blocks(part)}
@@ -63,9 +63,9 @@ def check_weights(config: Config, checkpoint: tuple[Path, BertConfig], task: Tas
     return weights_found(model)
 
 
-def weights_found(model: Any) -> Found:
+def weights_found(model: BertEncoder) -> Found:
     """What became of a checkpoint's weights in a model that was loaded."""
-    report, parameters = model.load_report, sum(parameter.numel() for parameter in model.parameters())
+    report, parameters = model.loaded, sum(parameter.numel() for parameter in model.parameters())
     left_out = [name for name in report.missing if name not in report.made_anew]
     warning = "some of the encoder's weights are not from the checkpoint" if left_out or report.misshapen else ""
     return Found(model, f"{report.summary()}; {parameters:,} parameters", warning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,17 +50,22 @@ class TrainingBatches:
         return divmod(step, self.steps_per_epoch)
 
     def _plan(self, epoch: int) -> Plan:
-        source, sizes, lengths = self._source, self._sizes, self._dataset.training_lengths(epoch)
-        common = {
-            "world_size": sizes.world_size,
-            "micro_steps": sizes.micro_steps,
-            "seed": self._seed,
-            "epoch": epoch,
-            "shuffle": source.shuffle,
-        }
-        if source.planner == "tokens":
-            return plan_tokens(lengths, source.tokens_per_batch, **common)
-        return plan_examples(lengths, sizes.global_batch, **common)
+        return plan_of(self._dataset, self._source, self._sizes, self._seed, epoch)
+
+
+def plan_of(dataset: TrainingSet, source: InputConfig, sizes: BatchSizes, seed: int, epoch: int = 0) -> Plan:
+    """How an epoch is cut into the micro-batches of all ranks.
+
+    Raises:
+        ConfigError, DataError: as the planner that `source` names.
+    """
+    lengths = dataset.training_lengths(epoch)
+    if source.planner == "tokens":
+        assert source.tokens_per_batch is not None  # InputConfig refuses the planner without it
+        plan = partial(plan_tokens, lengths, source.tokens_per_batch)
+    else:
+        plan = partial(plan_examples, lengths, sizes.global_batch)
+    return plan(world_size=sizes.world_size, micro_steps=sizes.micro_steps, seed=seed, epoch=epoch, shuffle=source.shuffle)
 
 
 def compute_logits(model, dataset: EncodedDataset, source: InputConfig, num_labels: int, ranks: Ranks) -> np.ndarray:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import torch
 
@@ -60,7 +63,7 @@ class Termination:
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
         self._asked = False
-        self._before = None
+        self._before: Callable[[int, FrameType | None], Any] | int | None = None  # None: nothing was put in its place
 
     def __enter__(self) -> Termination:
         if threading.current_thread() is threading.main_thread():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bertfast.config import BertfastConfig, Config, HeadConfig, InputConfig
-from bertfast.data import EncodedDataset, load_dataset_for
+from bertfast.data import EncodedDataset, TrainingSet, load_dataset_for
 from bertfast.engine import DTYPES, Ranks, join_ranks
 from bertfast.errors import CheckpointError, ConfigError
-from bertfast.model import BertClassifier
+from bertfast.model import BertClassifier, BertEncoder
 from bertfast.tasks import Task, get_task
 from bertfast.weights import load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
 
@@ -93,13 +93,13 @@ class Loader:
         tokenizer = self.tokenizer(folder, folder)
         self.task = task_of_model(self.task, resolve_folder(model_folder(folder)))
         model = self.model(folder, new_head=False)
-        missing = [name for name in model.load_report.missing if name.startswith("classifier.")]
+        missing = [name for name in model.loaded.missing if name.startswith("classifier.")]
         if missing:
             raise CheckpointError(f"{folder}: has no classification head ({missing[0]} is missing); train it first")
         return model.to(self.ranks.device, DTYPES[precision]).eval(), tokenizer
 
 
-def check_fit(dataset: EncodedDataset, model: BertClassifier) -> None:
+def check_fit(dataset: TrainingSet, model: BertEncoder) -> None:
     """Hold data against a model: token ids within its vocabulary, lengths within its positions.
 
     Raises:

@@ -23,7 +23,7 @@ from bertfast.model import RandomBits
 from bertfast.reporting import RECIPE_BLOCKS, changed
 from bertfast.training.batches import TrainingBatches
 from bertfast.training.loader import check_fit
-from bertfast.training.objectives.objective import Objective
+from bertfast.training.objectives.objective import Forward, Objective
 from bertfast.training.run_folder import RunFolder
 from bertfast.training.state import RunState
 from bertfast.wording import counted
@@ -67,10 +67,11 @@ class Run:
         """Whether something that happens every so many steps, and after the last one, happens after `step` of them."""
         return every is not None and (step % every == 0 or step == self.total_steps)
 
-    def random_bits(self, step: int, micro_step: int) -> RandomBits:
-        """Dropout's bits, from seed and step alone, so that a resumed run meets the same."""
+    def forward(self, step: int, micro_step: int) -> Forward:
+        """The model with the dropout of a micro-step, whose bits come from seed and step alone, so that a resumed run meets the same."""
         place = None if self.invariant_dropout else (micro_step, self.ranks.rank)
-        return RandomBits.of_step(self.config.bertfast.run.seed, step, self.ranks.device, place)
+        bits = RandomBits.of_step(self.config.bertfast.run.seed, step, self.ranks.device, place)
+        return lambda batch: self.engine(batch, bits)
 
     def opening_lines(self, state: RunState) -> list[str]:
         """What a person is told before the first step."""
@@ -148,12 +149,12 @@ def prepare(
     for dataset in (train_set, *eval_sets.values()):
         check_fit(dataset, model)
     mark("model")
-    batches = TrainingBatches(train_set, settings.train_input, sizes, settings.run.seed, ranks)
+    batches = TrainingBatches(train_set, objective.training_source, sizes, settings.run.seed, ranks)
     total_steps = resolve_total_steps(settings, batches.steps_per_epoch)
     objective.begin(train_set, batches.steps_per_epoch, total_steps)
     asked = settings.run.packing_invariant_dropout
     invariant_dropout = ranks.device.type != "cpu" if asked is None else asked
-    summary = model.load_report.summary()
+    summary = model.loaded.summary()
     engine = build_engine(model, config, sizes, total_steps, ranks, batches.steps_per_epoch)
     graphs, graphs_line = graphs_for(model, config, sizes, ranks.device, invariant_dropout, capture)
     identity = {

@@ -138,7 +138,7 @@ class Trainer:
             progress.step(done)
             logs, evaluates, saves = (run.is_due(done, every) for every in (self._settings.logging_steps, run.eval_every, run.save_every))
             if self._clock is not None:
-                self._first_step_done(progress)
+                self._first_step_done(self._clock, progress)
             looks = logs or evaluates or saves or run.ranks.device.type == "cpu"  # on a GPU, a look waits for it
             if looks:
                 watch.check()
@@ -162,8 +162,7 @@ class Trainer:
         share, totals = torch.zeros((), device=run.ranks.device), run.objective.totals(batches, n_examples)
         run.engine.train()
         for micro_step, batch in enumerate(batches):
-            bits = run.random_bits(step, micro_step)
-            loss = run.objective.loss(lambda packed, bits=bits: run.engine(packed, bits), batch, totals)
+            loss = run.objective.loss(run.forward(step, micro_step), batch, totals)
             watch.add(step, loss.share, loss.rows_BC, loss.example_ids)
             run.engine.backward(loss.share * run.ranks.world_size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
             share += loss.share.detach()
@@ -225,9 +224,9 @@ class Trainer:
         if run.ranks.is_first and run.engine.monitor.enabled:
             run.engine.monitor.write_events([(name, value, step) for name, value in values.items()])
 
-    def _first_step_done(self, progress: Progress) -> None:
-        self._mark("first step")
-        progress.say(self._clock.table())
+    def _first_step_done(self, clock: StartupClock, progress: Progress) -> None:
+        clock.mark("first step")
+        progress.say(clock.table())
         self._clock = None
 
     def _mark(self, stage: str) -> None:

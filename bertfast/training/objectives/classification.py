@@ -18,7 +18,7 @@ from bertfast.training.loader import Loader, check_fit
 from bertfast.training.objectives.objective import Forward, MicroLoss, Objective, Totals
 
 
-class Classification(Objective):
+class Classification(Objective[EncodedDataset]):
     """A config's task, by a classifier that transformers loads."""
 
     def __init__(self, config: Config, ranks: Ranks):
@@ -46,10 +46,11 @@ class Classification(Objective):
         return self.loader.trained(folder, precision)
 
     def begin(self, train_set: EncodedDataset, steps_per_epoch: int, total_steps: int) -> None:
-        self._loss = Loss(self.settings.loss, self.task.num_labels, train_set.labels, self.ranks.device)
+        self._loss = Loss(self.settings.loss, self.task.num_labels, train_set.training_labels, self.ranks.device)
 
     def loss(self, forward: Forward, batch: PackedBatch, totals: Totals) -> MicroLoss:
         batch = self._loss.prepared(batch)
+        assert batch.labels is not None
         logits_BC = forward(batch)
         return MicroLoss(self._loss(logits_BC, batch.labels) / totals.examples, logits_BC, batch.example_ids)
 

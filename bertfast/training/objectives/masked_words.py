@@ -25,7 +25,7 @@ from bertfast.weights import model_folder, read_config, resolve_folder
 # M masked tokens of a micro-batch, V vocabulary, B examples, C = 2: the next sentence, or a random one
 
 
-class MaskedWords(Objective):
+class MaskedWords(Objective[PretrainingSet]):
     """What a config's `pretrain` block says: text in the place of a task's examples, and a model with the pre-training heads."""
 
     def __init__(self, config: Config, ranks: Ranks):
@@ -45,8 +45,7 @@ class MaskedWords(Objective):
         return PRETRAINING
 
     def training_set(self, tokenizer: Any) -> PretrainingSet:
-        source = self.settings.train_input or InputConfig()
-        return self._load(source, self._source_task.train_splits[0], tokenizer)
+        return self._load(self.training_source, self._source_task.train_splits[0], tokenizer)
 
     def evaluation_sets(self, tokenizer: Any) -> dict[str, PretrainingSet]:
         """The held-out text, or the task's splits."""
@@ -75,7 +74,7 @@ class MaskedWords(Objective):
             join_ranks(self.ranks)
         tokenizer = Loader(self.config, self.ranks).tokenizer(folder, folder)
         model = self.model(folder)
-        missing = [name for name in model.load_report.missing if not name.startswith(("layers.", "embedding"))]
+        missing = [name for name in model.loaded.missing if not name.startswith(("layers.", "embedding"))]
         if missing:
             raise CheckpointError(
                 f"{folder}: has not all heads that the pre-training of this config has ({missing[0]} is missing); pre-train it first, "
@@ -87,13 +86,15 @@ class MaskedWords(Objective):
         self._next_sentence_fault = train_set.next_sentence_fault
 
     def totals(self, batches: list[MaskedBatch], examples: int) -> Totals:
-        masked = torch.full((), sum(len(batch.masked_rows) for batch in batches), dtype=torch.float32, device=self.ranks.device)
+        n_masked = sum(len(_masked_rows(batch)) for batch in batches)
+        masked = torch.full((), n_masked, dtype=torch.float32, device=self.ranks.device)
         return Totals(examples, self.ranks.sum(masked).clamp(min=1))
 
     def loss(self, forward: Forward, batch: MaskedBatch, totals: Totals) -> MicroLoss:
+        assert totals.masked_words is not None  # see `totals`
         logits_MV, nsp_BC = forward(batch)
         share, losses_M = pretraining_loss(logits_MV, nsp_BC, batch, totals.masked_words, totals.examples)
-        owners = torch.searchsorted(batch.cu_seqlens.long(), batch.masked_rows, right=True) - 1
+        owners = torch.searchsorted(batch.cu_seqlens.long(), _masked_rows(batch), right=True) - 1
         of_example_B1 = losses_M.detach().new_zeros(batch.num_sequences).index_add(0, owners, losses_M.detach())[:, None]
         return MicroLoss(share, of_example_B1, batch.example_ids)
 
@@ -112,6 +113,7 @@ class MaskedWords(Objective):
         with torch.inference_mode():
             for batches in prefetched(pack, range(len(plan)), self.ranks.device):
                 for batch in batches:
+                    assert isinstance(batch, MaskedBatch)
                     sums += _sums(batch, *model(batch))
         masked, mlm, right, examples, nsp, told = self.ranks.sum(sums).tolist()
         loss = mlm / max(masked, 1)
@@ -134,9 +136,9 @@ def pretraining_loss(
     logits_MV: torch.Tensor, nsp_BC: torch.Tensor | None, batch: MaskedBatch, n_masked: torch.Tensor | int, n_examples: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A micro-batch's share of the loss of a global batch of so many masked tokens and examples; and the loss of each masked token, [M]."""
-    losses_M = F.cross_entropy(logits_MV.float(), batch.masked_labels, reduction="none")
+    losses_M = F.cross_entropy(logits_MV.float(), _masked_labels(batch), reduction="none")
     loss = losses_M.sum() / n_masked
-    return (loss if nsp_BC is None else loss + _nsp_loss(nsp_BC, batch.labels) / n_examples), losses_M
+    return (loss if nsp_BC is None else loss + _nsp_loss(nsp_BC, _nsp_labels(batch)) / n_examples), losses_M
 
 
 def _nsp_loss(nsp_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
@@ -145,12 +147,29 @@ def _nsp_loss(nsp_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
 
 def _sums(batch: MaskedBatch, logits_MV: torch.Tensor, nsp_BC: torch.Tensor | None) -> torch.Tensor:
     """Masked tokens, their loss, how many are right; examples, their loss, how many are right: float64 [6]."""
-    mlm = F.cross_entropy(logits_MV.float(), batch.masked_labels, reduction="sum")
-    right = (logits_MV.argmax(-1) == batch.masked_labels).sum()
+    words_M, sentences_B = _masked_labels(batch), _nsp_labels(batch)
+    mlm = F.cross_entropy(logits_MV.float(), words_M, reduction="sum")
+    right = (logits_MV.argmax(-1) == words_M).sum()
     examples = (batch.example_ids >= 0).sum()
     zero = mlm.new_zeros(())
-    nsp = zero if nsp_BC is None else _nsp_loss(nsp_BC, batch.labels)
-    told = zero if nsp_BC is None else (nsp_BC.argmax(-1) == batch.labels).sum()
-    return torch.stack(
-        [value.double() for value in (batch.masked_rows.new_tensor(len(batch.masked_rows)), mlm, right, examples, nsp, told)]
-    )
+    nsp = zero if nsp_BC is None else _nsp_loss(nsp_BC, sentences_B)
+    told = zero if nsp_BC is None else (nsp_BC.argmax(-1) == sentences_B).sum()
+    return torch.stack([value.double() for value in (words_M.new_tensor(len(words_M)), mlm, right, examples, nsp, told)])
+
+
+# What every batch of a PretrainingSet has (see MaskedBatch.of), and a PackedBatch need not have.
+
+
+def _masked_rows(batch: MaskedBatch) -> torch.Tensor:
+    assert batch.masked_rows is not None
+    return batch.masked_rows
+
+
+def _masked_labels(batch: MaskedBatch) -> torch.Tensor:
+    assert batch.masked_labels is not None
+    return batch.masked_labels
+
+
+def _nsp_labels(batch: MaskedBatch) -> torch.Tensor:
+    assert batch.labels is not None
+    return batch.labels

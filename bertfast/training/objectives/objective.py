@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from bertfast.config import BertfastConfig, Config, InputConfig
 from bertfast.data import EncodedDataset, TrainingSet
 from bertfast.engine import Ranks
 from bertfast.errors import ConfigError
+from bertfast.model import BertEncoder
 from bertfast.reporting import write_model_card, write_model_config
 from bertfast.tasks import Task
 from bertfast.training.loader import Loader, check_fit
@@ -24,6 +25,7 @@ from bertfast.training.loader import Loader, check_fit
 # B examples of a micro-batch, C numbers for each
 
 Forward = Callable[[Any], Any]  # the model, with this micro-batch's dropout
+Examples = TypeVar("Examples", bound=TrainingSet)  # what a form trains on
 
 
 class Totals(NamedTuple):
@@ -42,7 +44,7 @@ class MicroLoss(NamedTuple):
     example_ids: torch.Tensor
 
 
-class Objective(ABC):
+class Objective(ABC, Generic[Examples]):
     """One form of learning, for one config on one rank."""
 
     def __init__(self, config: Config, ranks: Ranks):
@@ -65,7 +67,7 @@ class Objective(ABC):
         return Loader(self.config, self.ranks).tokenizer()
 
     @abstractmethod
-    def training_set(self, tokenizer: Any) -> TrainingSet:
+    def training_set(self, tokenizer: Any) -> Examples:
         """The examples to train on. Raises ConfigError where there are none."""
 
     @abstractmethod
@@ -73,17 +75,17 @@ class Objective(ABC):
         """What to evaluate on, by name; none without an eval_input."""
 
     @abstractmethod
-    def model(self, checkpoint: str | None = None) -> Any:
+    def model(self, checkpoint: str | None = None) -> BertEncoder:
         """The model to train, from the config's checkpoint or from that one; what it lacks is made anew, from torch's seed."""
 
     @abstractmethod
-    def trained(self, folder: str, precision: str) -> tuple[Any, Any]:
+    def trained(self, folder: str, precision: str) -> tuple[BertEncoder, Any]:
         """A model that training left in a folder, ready for inference on this rank's device, and its tokenizer. Raises CheckpointError."""
 
     # ----------------------------------------------------------------------------------------------------------------- what is learned
 
     @abstractmethod
-    def begin(self, train_set: Any, steps_per_epoch: int, total_steps: int) -> None:
+    def begin(self, train_set: Examples, steps_per_epoch: int, total_steps: int) -> None:
         """Called once, when data and plan are known, before the first loss."""
 
     def totals(self, batches: list[Any], examples: int) -> Totals:
@@ -146,6 +148,17 @@ class Objective(ABC):
         write_model_card(folder, results, self.config, self.task)
 
     # ------------------------------------------------------------------------------------------------------------------------ helpers
+
+    @property
+    def training_source(self) -> InputConfig:
+        """The block that says how training is cut into batches.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.settings.train_input is None:
+            raise ConfigError("there is no bertfast.train_input; it says how long the examples are, and how they are packed")
+        return self.settings.train_input
 
     @property
     def evaluation_source(self) -> InputConfig:

@@ -35,11 +35,13 @@ _LEAST_EXAMPLES = 1.0  # of a task in a step, on average; with less it is said
 # b examples of one task in a micro-batch, C its classes
 
 
-class SeveralTasks(Objective):
+class SeveralTasks(Objective[MixtureSet]):
     """What a config's `multitask` block says."""
 
     def __init__(self, config: Config, ranks: Ranks):
         super().__init__(config, ranks)
+        assert self.settings.multitask is not None  # what this form is chosen by
+        self._multitask = self.settings.multitask
         self._configs = task_configs(config)
         self.loaders = {name: Loader(part, ranks) for name, part in self._configs.items()}
 
@@ -53,7 +55,7 @@ class SeveralTasks(Objective):
 
     def training_set(self, tokenizer: Any) -> MixtureSet:
         sets = [loader.training_set(tokenizer) for loader in self.loaders.values()]
-        return MixtureSet(sets, self.settings.multitask.sampling, self.settings.run.seed, self.settings.train_input.shuffle)
+        return MixtureSet(sets, self._multitask.sampling, self.settings.run.seed, self.training_source.shuffle)
 
     def evaluation_sets(self, tokenizer: Any) -> dict[str, EncodedDataset]:
         """Every task's splits, as "task/split"."""
@@ -78,14 +80,14 @@ class SeveralTasks(Objective):
         self._sizes, self._sampling = train_set.sizes, train_set.sampling
         train_set.epochs = self._epochs
         self._losses = [
-            Loss(among_others(self.settings.loss, part.task.is_regression), part.task.num_labels, part.labels, self.ranks.device)
+            Loss(among_others(self.settings.loss, part.task.is_regression), part.task.num_labels, part.training_labels, self.ranks.device)
             for part in train_set.parts
         ]
 
     def loss(self, forward: Forward, batch: MixedBatch, totals: Totals) -> MicroLoss:
         batch = batch.twice() if self.settings.loss.r_drop else batch
         logits = forward(batch)
-        weights = [task.weight for task in self.settings.multitask.tasks]
+        weights = [task.weight for task in self._multitask.tasks]
         share = mixed_loss(logits, batch, self._losses, weights) / totals.examples
         sums_B1 = torch.cat([logits_bC.detach().float().sum(dim=1, keepdim=True) for logits_bC in logits])
         return MicroLoss(share, sums_B1, batch.example_ids[batch.task_order])
@@ -110,7 +112,7 @@ class SeveralTasks(Objective):
 
     def evaluate(self, folder: str, precision: str) -> dict[str, dict[str, float]]:
         """Metrics by "task/split", by each task's own classifier in the model's folder."""
-        place, found = Path(folder), {}
+        place, found = Path(folder), dict[str, dict[str, float]]()
         inner = folders.standing(place / "model")
         place = inner if inner.is_dir() else place
         for name, config in self._configs.items():
@@ -126,7 +128,7 @@ class SeveralTasks(Objective):
         refuse_several(self.config, "predict")
 
     def identity(self) -> dict[str, Any]:
-        mixture = [[task.name, task.weight, size] for task, size in zip(self.settings.multitask.tasks, self._sizes, strict=True)]
+        mixture = [[task.name, task.weight, size] for task, size in zip(self._multitask.tasks, self._sizes, strict=True)]
         facts = {"tasks": mixture, "sampling": self._sampling}
         return {**facts, "epochs": self._epochs} if self._sampling == "annealed" else facts
 

@@ -18,10 +18,12 @@ from bertfast.tasks import Task
 STANDARD_INPUT = "standard input"
 
 
-def read_inputs(block: BertfastConfig, task: Task, given: str | None, single: bool, with_labels: bool = True) -> list[tuple[str, RawSplit]]:
+def read_inputs(
+    block: BertfastConfig | None, task: Task, given: str | None, single: bool, with_labels: bool = True
+) -> list[tuple[str, RawSplit]]:
     """The texts to classify, as (split, rows); the split names the output file.
 
-    given: a file, a folder of the task, "-" for standard input, or None: standard input where something is piped in and there is one
+    block: the config's, where there is one. given: a file, a folder of the task, "-" for standard input, or None: standard input where something is piped in and there is one
     output, else the test files of eval_input (or train_input). single: there is one output, so one split alone will do.
     with_labels: False passes over labels, whatever the column holds.
 
@@ -124,9 +126,9 @@ def _texts_of_object(task: Task, line: str, where: str) -> list[str]:
     return texts
 
 
-def _configured(block: BertfastConfig) -> InputConfig:
+def _configured(block: BertfastConfig | None) -> InputConfig:
     """The folder (or the hub) of eval_input or train_input, whole."""
-    for source in (block.eval_input, block.train_input):
+    for source in () if block is None else (block.eval_input, block.train_input):
         if source is not None and source.data_file is None and source.input_fn is None:
             return source
     raise ConfigError("there is nothing to predict: name a file with --input, or pipe texts into standard input")

@@ -154,11 +154,13 @@ def test_next_sentences_of_texts_of_one_sentence(place):  # noqa: F811
         pytest.param(
             {"next_sentence": False}, {"train_input": {"max_sequence_length": 2}}, "text: train", "set it to 3 or more", id="too-short"
         ),
-        pytest.param({"inputs": [{"data_dir": "x"}]}, {"train_input": {"data_dir": "data"}}, "text: train", "names no task", id="no-task"),
+        pytest.param(
+            {"inputs": [{"data_dir": "x"}]}, {"train_input": {"data_dir": "data"}}, "config", "inputs.0.task is missing", id="no-task"
+        ),
         pytest.param(
             {"inputs": [{"task": "rte", "data_dirs": "x"}]},
             {"train_input": {"data_dir": "data"}},
-            "text: train",
+            "config",
             "unknown key 'data_dirs'",
             id="key",
         ),

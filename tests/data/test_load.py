@@ -16,6 +16,7 @@ from bertfast.config.schema import TaskConfig
 from bertfast.data import load
 from bertfast.data.load import encode, load_dataset_for
 from bertfast.errors import DataError
+from bertfast.readers import splits
 from bertfast.readers.splits import RawSplit, TextColumn, load_split
 from bertfast.tasks.catalogue import get_task
 
@@ -117,7 +118,8 @@ def counted(monkeypatch):
             calls[name] += 1
             return original(*arguments)
 
-        monkeypatch.setattr(load, "read_split" if name == "read" else "tokenise", wrapper)
+        for module in (load, splits) if name == "read" else (load,):
+            monkeypatch.setattr(module, "read_split" if name == "read" else "tokenise", wrapper)
     return calls
 
 

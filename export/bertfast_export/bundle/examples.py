@@ -30,7 +30,7 @@ def from_file(block: BertfastConfig | None, given: str, scratch: str) -> Data:
     """A file of texts, with labels or without, as `bertfast predict --input` reads it; the folder `scratch` holds the tokens."""
 
     def load(task: Task, tokenizer: Any, max_sequence_length: int) -> dict[str, EncodedDataset]:
-        splits = read_inputs(block, task, given, single=True)  # type: ignore[arg-type]  # the block is asked where no file is given
+        splits = read_inputs(block, task, given, single=True)
         return {name: encode(raw, tokenizer, max_sequence_length, cache_dir=scratch) for name, raw in splits}
 
     return load

@@ -146,7 +146,7 @@ def launches_of(shape: EncoderShape) -> tuple[Launch, ...]:
 
 
 def _launches_on(shape: EncoderShape, target: Target) -> tuple[Launch, ...]:
-    return launches_of(replace(shape, wgmma=target.wgmma))
+    return launches_of(replace(shape, wgmma=target.wgmma, warp_size=target.warp_size))
 
 
 def _identity(launch: Launch) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ class EncoderShape:
     num_labels: int | None = 2  # classes of the cross entropy; None where there is none, as for a regression
     gelu: str = "none"
     wgmma: bool = True  # attention's tiles are those of a GPU whose tensor cores read from shared memory
+    warp_size: int = 32  # and has warps of so many threads
 
     def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor of that shape, of the encoder's dtype unless told, that takes no memory."""

@@ -51,6 +51,12 @@ def _has_wgmma(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
+@functools.cache
+def _warp_size(device: torch.device) -> int:
+    """Threads of a warp; the interpreter has none, and takes what most GPUs have."""
+    return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
+
+
 def _launch_forward(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, p: float, site: int, key: Tensor | None, example_ids: Tensor | None,
     plan: tiling.AttentionPlan | None = None, wgmma: bool | None = None,
@@ -90,6 +96,7 @@ def _launch_forward(
 def _launch_backward(
     dout: Tensor, qkv: Tensor, out: Tensor, stats: Tensor, cu_seqlens: Tensor, max_seqlen: int, p: float, site: int,
     key: Tensor | None, example_ids: Tensor | None, plan: tiling.AttentionPlan | None = None, wgmma: bool | None = None,
+    warp_size: int | None = None,
 ) -> Tensor:  # fmt: skip
     """dqkv [T, 3, N, H]."""
     n_tokens, _, n_heads, size = qkv.shape
@@ -105,7 +112,7 @@ def _launch_backward(
     if plan.medium:
         launch(
             medium_backward, (n_heads, n_sequences + 1), qkv, out, dout, stats, dqkv, *tensors, *numbers, **constants,
-            **tiling.medium_backward_tile(wgmma)._asdict(),
+            **tiling.medium_backward_tile(wgmma, warp_size or _warp_size(qkv.device))._asdict(),
         )  # fmt: skip
     elif plan.longest:
         launch(
@@ -251,7 +258,7 @@ def variants(shape: EncoderShape) -> list[Launch]:
             bits = (dropout.p, 1, dropout.key, dropout.example_ids)
             for plan in sorted(plans, key=str):
                 out, _ = _launch_forward(qkv, cu_seqlens, shape.max_seqlen, *bits, plan, shape.wgmma)
-                _launch_backward(out, qkv, out, stats, cu_seqlens, shape.max_seqlen, *bits, plan, shape.wgmma)
+                _launch_backward(out, qkv, out, stats, cu_seqlens, shape.max_seqlen, *bits, plan, shape.wgmma, shape.warp_size)
             out, _ = _launch_cls_forward(q, kv, cu_seqlens, *bits)
             _launch_cls_backward(out, q, kv, out, stats, cu_seqlens, *bits)
     return launches

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from bertfast_kernels.tiling import next_power_of_2
 
 # T tokens, B sequences, N heads, H head size
+# warp_size: threads of a warp, 32 on NVIDIA and 64 on AMD Instinct
 # wgmma: whether the tensor cores read their operands from shared memory (NVIDIA sm_90, sm_100); elsewhere (sm_80, AMD) operands are registers too
 
 MAX_SEQUENCES = 65534  # the grid's second axis holds one more, which clears the tail
@@ -69,8 +70,16 @@ def medium_forward_tile(wgmma: bool) -> Tile:
     return Tile(LIMIT, 32, 8, 2 if wgmma else 1)
 
 
-def medium_backward_tile(wgmma: bool) -> Tile:
-    return Tile(LIMIT, 32, 8, 2 if wgmma else 1)
+def medium_backward_tile(wgmma: bool, warp_size: int) -> Tile:
+    """256 threads: 8 warps of 32, or 4 of AMD's 64.
+
+    On gfx942 a thread of 8 warps has at most 256 registers, too few in bf16 with dropout: Triton 3.9.0 spills 100 bytes (3.7.1 takes 244 registers, 3.6.0
+    254). A thread of 4 warps may have 512 and takes 278 (257, 276). It saves work, too: the tiles of dK and dV are too small to be divided among 8
+    warps, and for 128 tokens all warps together run 16,900 instructions in place of 35,100, 900 of them matrix products in place of 1,700. 16 keys at a
+    time spill nothing either, but cost more: 30,700 instructions by 8 warps, and 21,800 by 4, in 202 registers. With those a compute unit has room
+    for two programs in place of one; whether that is worth twice the barriers only a timing can tell. All of this by compiling: docs/kernels.md.
+    """
+    return Tile(LIMIT, 32, 256 // warp_size, 2 if wgmma else 1)
 
 
 def long_forward_tile(element_size: int, head_size: int, dropout: bool, wgmma: bool) -> Tile:

@@ -6,12 +6,15 @@ import pytest
 
 from bertfast_kernels.attention.plan import (
     AttentionPlan,
+    Tile,
     attention_plan,
     cls_keys,
     head_block,
     long_backward_keys_tile,
     long_backward_queries_tile,
     long_forward_tile,
+    medium_backward_tile,
+    medium_forward_tile,
 )
 
 FOURS, ONES, MEDIUM, LONG = AttentionPlan(128, None, 4), AttentionPlan(128, None, 1), AttentionPlan(128, None, 1, True), AttentionPlan(0, 0)
@@ -50,3 +53,16 @@ def test_tiles_are_powers_of_two(head_size):
         for tile in [*tiles, long_backward_keys_tile(size, head_size, wgmma)]:
             assert all(n & (n - 1) == 0 for n in (tile.M, tile.L, tile.num_warps)) and min(tile.M, tile.L) >= 16
     assert cls_keys(head_size) >= 16
+
+
+@pytest.mark.parametrize(
+    ("wgmma", "warp_size", "tile"),
+    [
+        pytest.param(True, 32, Tile(128, 32, 8, 2), id="sm_90-and-sm_100"),
+        pytest.param(False, 32, Tile(128, 32, 8, 1), id="sm_80"),
+        pytest.param(False, 64, Tile(128, 32, 4, 1), id="gfx942"),
+    ],
+)
+def test_the_medium_backward_has_256_threads(wgmma, warp_size, tile):
+    assert medium_backward_tile(wgmma, warp_size) == tile and tile.num_warps * warp_size == 256
+    assert medium_forward_tile(wgmma).M == tile.M, "all of a sequence's queries, forwards and backwards"

@@ -1,6 +1,18 @@
 PYTHON ?= python3
 
-.PHONY: demo test clients bench bench-full lint
+# One command a target: `make -n` then says in one line what it does.
+LINT = .venv/bin/ruff check . \
+	&& .venv/bin/ruff format --check . \
+	&& .venv/bin/lint-imports \
+	&& .venv/bin/deptry bertfast kernels export \
+	&& .venv/bin/deptry . --requirements-files .venv/requirements.txt,.venv/requirements-dev.txt
+
+# All but whole trainings, of which one, and but what compiles for minutes.
+OLDEST = OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m 'not runs and not network' \
+	--deselect tests/checks/test_kernels.py::test_every_shipped_config_fits_every_target \
+	&& OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest tests/house/test_packaging.py::test_the_installed_command_trains_and_predicts
+
+.PHONY: demo test clients bench bench-full lint oldest
 
 demo: .venv/installed
 	.venv/bin/python -m bertfast.demo
@@ -26,14 +38,29 @@ findings:
 	done; [ -z "$$failed" ] || { echo "no longer as described:$$failed" >&2; exit 1; }
 
 lint: .venv/installed
-	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	$(LINT)
 
-# The stamp comes last, so that an install that was cut short is taken up again.
+# What setup.py promises to work with at the least, on Python 3.11.
+oldest: .venv-oldest/installed
+	$(OLDEST)
+
+# The stamp comes last, so that an install that was cut short is taken up again. deptry cannot read setup.py: what it declares is written down for it.
 .venv/installed: setup.py pyproject.toml constraints.txt
 	rm -f $@
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --constraint constraints.txt pip setuptools wheel
 	.venv/bin/python -m pip install --constraint constraints.txt --build-constraint constraints.txt --editable '.[test,bench,export,sweep]'
+	.venv/bin/python -I -c 'from importlib.metadata import requires; print(*requires("bertfast"), sep="\n")' > .venv/declared.txt
+	grep -Ev 'extra == .(bench|test)' .venv/declared.txt > .venv/requirements.txt
+	grep -E 'extra == .(bench|test)' .venv/declared.txt > .venv/requirements-dev.txt
+	touch $@
+
+# Without a build of torch for CPUs at hand, some gigabytes: that for GPUs does not even import without CUDA's libraries.
+.venv-oldest/installed: setup.py pyproject.toml constraints-oldest.txt
+	rm -f $@
+	python3.11 -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --constraint constraints-oldest.txt pip setuptools wheel
+	.venv-oldest/bin/python -m pip install --constraint constraints-oldest.txt --build-constraint constraints-oldest.txt --editable '.[test,bench,export,sweep]'
 	touch $@
 
 # Other people's programs that read a bundle, for tests/export/test_clients.py: Node's, and Optimum with the older transformers that it asks for.

@@ -21,7 +21,8 @@ PACKAGES = [
     for name in (package, *(f"{package}.{inner}" for inner in find_packages(str(ROOT / folder))))
 ]
 
-TEST = ["hypothesis", "pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy"]
+LINT = ["deptry", "import-linter", "mypy", "ruff"]
+TEST = ["hypothesis", "packaging", "pytest", "pytest-xdist", "scikit-learn", "scipy", *LINT]
 BENCH = ["accelerate", "matplotlib", "pytest-benchmark"]
 MONITOR = ["tensorboard", "wandb"]
 SWEEP = ["matplotlib", "optuna"]
@@ -44,6 +45,7 @@ setup(
         "datasets",
         "deepspeed",
         "google-crc32c",
+        "huggingface_hub",
         "lazy-loader",
         "numpy",
         "pyarrow",
@@ -53,8 +55,8 @@ setup(
         "safetensors",
         "tokenizers",
         "torch>=2.11",
-        "transformers>=5.10.1",  # older ones trip over any folder called kernels
-        'triton>=3.6; sys_platform == "linux"',  # torch's CPU build brings none
+        "transformers>=5.17",  # those before 5.10.1 trip over any folder called kernels; `make oldest` tests with 5.17
+        'triton>=3.6; sys_platform == "linux"',  # torch's CUDA build asks for one release, 2.13 for 3.7.1; its CPU build brings none
     ],
     extras_require={"test": TEST, "bench": BENCH, "monitor": MONITOR, "export": EXPORT, "sweep": SWEEP},
     entry_points={"console_scripts": ["bertfast = bertfast.cli:main"]},

@@ -168,19 +168,21 @@ def test_launch(how, site, tmp_path):
     assert done.returncode == 2 and "nowhere.json: no such file" in done.stderr
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("torch==")
     for line in lines:
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), f"{line!r}: exact versions and nothing else"
     pairs = [line.split("==") for line in lines]
     found = {canonicalize_name(name): version for name, version in pairs}
     assert len(found) == len(lines), "a name stands twice"
+    assert [name for name, _ in pairs[1:]] == sorted((name for name, _ in pairs[1:]), key=str.lower)
     return found
 
 
-def test_what_we_need_is_pinned(metadata):
-    pinned = pins()
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt"])
+def test_what_we_need_is_pinned(metadata, file):
+    pinned = pins(file)
     for text in metadata.get_all("Requires-Dist"):
         requirement = Requirement(text)
         if "monitor" in str(requirement.marker):  # TensorBoard and W&B are the user's own choice
@@ -189,21 +191,33 @@ def test_what_we_need_is_pinned(metadata):
         assert name in pinned and requirement.specifier.contains(pinned[name]), text
 
 
+def test_the_oldest_versions_are_those_that_are_promised(metadata):
+    oldest = pins("constraints-oldest.txt")
+    requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
+    floors = {
+        requirement.name: clause.version for requirement in requirements for clause in requirement.specifier if clause.operator == ">="
+    }
+    promised = {name: oldest[name] for name in ("torch", "transformers", "triton")}
+    assert {name: f"{floors[name]}.0" for name in promised} == promised
+
+
 @pytest.fixture
 def make(tmp_path):
     """make(*arguments) in a folder that holds what .venv depends on; `make -n` only says what it would do."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    for name in ("Makefile", "setup.py", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "setup.py", "pyproject.toml", "constraints.txt", "constraints-oldest.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     return lambda *arguments: subprocess.run(["make", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "bench", "lint"])
-def test_make_installs_once(make, target, tmp_path):
+@pytest.mark.parametrize(
+    ("target", "environment"), [("demo", ".venv"), ("test", ".venv"), ("bench", ".venv"), ("lint", ".venv"), ("oldest", ".venv-oldest")]
+)
+def test_make_installs_once(make, target, environment, tmp_path):
     assert "pip install" in make("-n", target).stdout
-    stamp = tmp_path / ".venv" / "installed"
+    stamp = tmp_path / environment / "installed"
     stamp.parent.mkdir()
     stamp.touch()
     again = make("-n", target)

@@ -4,6 +4,7 @@ PYTHON ?= python3
 LINT = .venv/bin/ruff check . \
 	&& .venv/bin/ruff format --check . \
 	&& .venv/bin/lint-imports \
+	&& .venv/bin/mypy \
 	&& .venv/bin/deptry bertfast kernels export \
 	&& .venv/bin/deptry . --requirements-files .venv/requirements.txt,.venv/requirements-dev.txt
 
@@ -12,13 +13,20 @@ OLDEST = OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist loadfil
 	--deselect tests/checks/test_kernels.py::test_every_shipped_config_fits_every_target \
 	&& OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest tests/house/test_packaging.py::test_the_installed_command_trains_and_predicts
 
-.PHONY: demo test clients bench bench-full lint oldest
+# Files go to two processes in their order, the slow ones first (tests/conftest.py).
+TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo check test clients bench bench-full findings lint oldest
 
 demo: .venv/installed
 	.venv/bin/python -m bertfast.demo
 
+# All that is quick: no training process, no Triton.
+check: .venv/installed
+	$(LINT) && $(TEST) -q -m 'not network and not runs and not triton'
+
 test: .venv/installed
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+	$(TEST)
 
 clients: .clients/installed
 
@@ -30,7 +38,6 @@ bench-full: .venv/installed
 	.venv/bin/python -m bench.report
 
 # Each shows where another library surprises, with packages of its own and without bertfast. All of them run; the exit code tells whether one failed.
-.PHONY: findings
 findings:
 	@failed=; for finding in findings/*.sh; do \
 	    [ -e "$$finding" ] || continue; \

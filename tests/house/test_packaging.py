@@ -213,7 +213,8 @@ def make(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "environment"), [("demo", ".venv"), ("test", ".venv"), ("bench", ".venv"), ("lint", ".venv"), ("oldest", ".venv-oldest")]
+    ("target", "environment"),
+    [("demo", ".venv"), ("test", ".venv"), ("bench", ".venv"), ("lint", ".venv"), ("check", ".venv"), ("oldest", ".venv-oldest")],
 )
 def test_make_installs_once(make, target, environment, tmp_path):
     assert "pip install" in make("-n", target).stdout

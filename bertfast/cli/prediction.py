@@ -27,7 +27,8 @@ def encoded_inputs(
     from bertfast.weights import load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
 
     model = resolve_folder(model_folder(folder))
-    tokenizer, task = load_tokenizer(model, read_config(model)), task_of_model(get_task(block.task), model)
+    bert = read_config(model)
+    tokenizer, task = load_tokenizer(model, bert), task_of_model(get_task(block.task), bert, model)
     source = block.eval_input or block.train_input or InputConfig()
     length = source.max_sequence_length
     if given is None and source.input_fn is not None and not reads_standard_input(single):

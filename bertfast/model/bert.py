@@ -134,6 +134,7 @@ class BertClassifier(Reader):
         new_head: bool = False,
         overrides: dict | None = None,
         head: HeadConfig | None = None,
+        config: BertConfig | None = None,
     ) -> BertClassifier:
         """Load a checkpoint of a BERT encoder, transformers' or TensorFlow's, with or without a classification head, in float32.
 
@@ -146,12 +147,13 @@ class BertClassifier(Reader):
             overrides: config values to replace, for example {"hidden_dropout_prob": 0.0}.
             head: what to make of the encoder's outputs; left out, what the checkpoint's config.json says. Encoder layers above the highest
                 that the head reads are left out, and so is a pooler that it does not use.
+            config: the folder's, where it is read already.
 
         Raises:
             CheckpointError: naming the folder and the tensors that do not fit.
             ConfigError: the head names a layer that the encoder has not, or is not the one that the checkpoint has trained and is to keep.
         """
-        config, state = read_checkpoint(folder_or_name, overrides)
+        config, state = read_checkpoint(folder_or_name, overrides, config)
         if num_labels is not None:
             config.num_labels = num_labels
         if label_names is not None:

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from transformers import BertConfig
 
 
-def read_checkpoint(folder_or_name: str, overrides: dict[str, Any] | None = None) -> tuple[BertConfig, dict[str, torch.Tensor]]:
+def read_checkpoint(
+    folder_or_name: str, overrides: dict[str, Any] | None = None, config: BertConfig | None = None
+) -> tuple[BertConfig, dict[str, torch.Tensor]]:
     """The config of a checkpoint, with values replaced (None keeps the checkpoint's), and its tensors by transformers' names.
 
     Raises:
         CheckpointError: naming the folder or file, and what it lacks.
     """
-    config, state = read_weights(folder_or_name)
+    config, state = read_weights(folder_or_name, config)
     config.update({key: value for key, value in (overrides or {}).items() if value is not None})
     return config, state
 

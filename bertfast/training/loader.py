@@ -91,7 +91,8 @@ class Loader:
         if self.ranks.world_size > 1:
             join_ranks(self.ranks)
         tokenizer = self.tokenizer(folder, folder)
-        self.task = task_of_model(self.task, resolve_folder(model_folder(folder)))
+        place = resolve_folder(model_folder(folder))
+        self.task = task_of_model(self.task, read_config(place), place)
         model = self.model(folder, new_head=False)
         missing = [name for name in model.loaded.missing if name.startswith("classifier.")]
         if missing:

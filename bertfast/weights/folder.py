@@ -27,8 +27,8 @@ _WANTED = "give a folder that transformers' save_pretrained wrote"
 OWN_ARCHITECTURE = "BertfastClassifier"  # what config.json calls a model with one
 
 
-def read_weights(folder_or_name: str) -> tuple[BertConfig, dict[str, torch.Tensor]]:
-    """The BertConfig and the tensors, by transformers' names, of a local folder or of a model on the hub.
+def read_weights(folder_or_name: str, config: BertConfig | None = None) -> tuple[BertConfig, dict[str, torch.Tensor]]:
+    """The BertConfig (that one, where it is read already) and the tensors, by transformers' names, of a local folder or of a model on the hub.
 
     Reads safetensors, sharded or not, `.bin` files by torch's safe loader alone, which runs no code from the file, and TensorFlow's checkpoints.
 
@@ -36,7 +36,7 @@ def read_weights(folder_or_name: str) -> tuple[BertConfig, dict[str, torch.Tenso
         CheckpointError: naming the folder or file, and what it lacks.
     """
     folder = resolve_folder(folder_or_name)
-    config = read_config(folder)
+    config = config or read_config(folder)
     for name, index in (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
         if (folder / name).is_file():
             return config, _read_file(folder / name)

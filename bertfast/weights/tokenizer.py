@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from bertfast.errors import CheckpointError
 from bertfast.tasks import Task
-from bertfast.weights.folder import read_config
 from bertfast.wording import reason
 
 if TYPE_CHECKING:
@@ -65,13 +64,12 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _VOCABULARY_FILES)
 
 
-def task_of_model(task: Task, folder: Path) -> Task:
-    """`task`, its classes taken from a fine-tuned model's config where they are not known.
+def task_of_model(task: Task, bert: BertConfig, folder: Path) -> Task:
+    """`task`, its classes taken from the config of the fine-tuned model in `folder` where they are not known.
 
     Raises:
         CheckpointError: a model with another number of classes than the task, or with the same classes in another order.
     """
-    bert = read_config(folder)
     if not task.is_complete:
         return task.with_labels(None if bert.num_labels == 1 else _classes_of(bert))
     if task.num_labels != bert.num_labels:

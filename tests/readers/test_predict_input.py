@@ -17,6 +17,7 @@ from bertfast.errors import CheckpointError, ConfigError, DataError
 from bertfast.readers import predict_input
 from bertfast.readers.predict_input import read_inputs, read_lines
 from bertfast.tasks.catalogue import get_task
+from bertfast.weights.folder import read_config
 from bertfast.weights.tokenizer import task_of_model
 from tests.support.tiny_bert import write_tiny_bert
 
@@ -209,13 +210,17 @@ def test_several_ranks_cannot_share_standard_input(monkeypatch):
         read_inputs(block(), SST2, None, single=True)
 
 
+def task_of(task, folder):
+    return task_of_model(task, read_config(folder), folder)
+
+
 def test_the_model_tells_the_classes(tmp_path):
     own = get_task(TaskConfig(text_columns=("text",)))
     two = write_tiny_bert(tmp_path / "two", num_labels=2, id2label={0: "no", 1: "yes"})
-    assert task_of_model(own, two).label_names == ("no", "yes")
-    assert task_of_model(own, write_tiny_bert(tmp_path / "one", num_labels=1)).is_regression
+    assert task_of(own, two).label_names == ("no", "yes")
+    assert task_of(own, write_tiny_bert(tmp_path / "one", num_labels=1)).is_regression
     with pytest.raises(CheckpointError, match="2 labels, but task mnli has 3"):
-        task_of_model(MNLI, two)
+        task_of(MNLI, two)
 
 
 def logits_of_transformers(folder, texts):
@@ -281,10 +286,10 @@ def test_only_our_lines_reach_standard_output():
 def test_classes_in_another_order_are_not_taken_for_ours(tmp_path, names, fits):
     folder = write_tiny_bert(tmp_path / "m", num_labels=3, id2label=dict(enumerate(names)))
     if fits:
-        assert task_of_model(MNLI, folder) == MNLI
+        assert task_of(MNLI, folder) == MNLI
     else:
         with pytest.raises(CheckpointError, match="order contradiction, entailment, neutral, those of task mnli in the order entailment"):
-            task_of_model(MNLI, folder)
+            task_of(MNLI, folder)
 
 
 def test_predict_what_an_input_function_yields(classifier, tmp_path, monkeypatch, capfd):

@@ -27,7 +27,7 @@ class Candidate:
         self.head = head_of(bert)
         refuse_head(self.head, f"{self.folder}: bertfast_head")
         self.skipped = skipped_variants((*options.variants, *(["packed"] if options.packed else [])), not self.head.is_plain)
-        self.model = BertClassifier.from_pretrained(str(self.folder)).eval()
+        self.model = BertClassifier.from_pretrained(str(self.folder), config=bert).eval()
         report = self.model.load_report
         assert report is not None, "from_pretrained makes one"
         if missing := [name for name in report.missing if name.startswith(("classifier.", "pooler."))]:
@@ -38,7 +38,7 @@ class Candidate:
         if self.block:
             refuse_truncation(self.block.truncation, f"{self.folder}: bertfast.truncation")
         task = get_task(self.block.task) if self.block else _task_of_labels(bert, is_pair)
-        self.task = task_of_model(task, self.folder)
+        self.task = task_of_model(task, bert, self.folder)
         inputs = (self.block.eval_input, self.block.train_input) if self.block else ()
         configured = next((part.max_sequence_length for part in inputs if part is not None), None)
         positions = bert.max_position_embeddings

@@ -63,7 +63,7 @@ def _evidence_again(path: Path, kept: KeptEvidence, source: Candidate | None, da
         return []
     bert = read_config(path)
     block = bundle_block(path)
-    task = task_of_model(get_task(block.task), path)
+    task = task_of_model(get_task(block.task), bert, path)
     assert block.eval_input is not None, "an export writes it into the bundle's block"
     splits = data(task, load_tokenizer(path, bert), block.eval_input.max_sequence_length)
     if source is None:

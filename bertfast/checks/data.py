@@ -1,4 +1,4 @@
-"""The checks of `bertfast validate` that need the data, the tokenizer and the weights: each takes what it needs and gives a `Found`."""
+"""The data of a config: its inputs, their rows, and the labels in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of `bertfast validate` for a config of several tasks."""
+"""A config of several tasks: each task's data and loss, and the weights."""
 
 from __future__ import annotations
 

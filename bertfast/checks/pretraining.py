@@ -1,4 +1,4 @@
-"""The checks of a config with a pretrain block."""
+"""A config with a pretrain block: its text, its weights and a step."""
 
 from __future__ import annotations
 

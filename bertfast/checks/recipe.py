@@ -1,4 +1,4 @@
-"""The checks of `bertfast validate` that recipes need: loss, optimizer and rates, and the text and the model of further pre-training.
+"""Loss, optimizer and rates.
 
 What they ask is what the trainer asks: the same functions, before anything is trained.
 """

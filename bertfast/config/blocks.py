@@ -1,4 +1,4 @@
-"""The config's blocks for the recipes: head, truncation, optimisation. `config` puts them together."""
+"""The blocks of the config's `bertfast` block, key by key; `schema` puts them together."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class InputConfig(Block):
     max_examples: int | None = Field(default=None, ge=1)  # a random subset of this size, by run.seed; an input_fn is told of it
     shuffle: bool = True
     cache_dir: str | None = None  # left out: $BERTFAST_CACHE, or ~/.cache/bertfast
-    num_workers: int | None = Field(default=None, ge=1)  # tokenising processes; left out: one per core
+    num_workers: int | None = Field(default=None, ge=1)  # tokenising threads; left out: one per core
 
     @model_validator(mode="after")
     def _one_source(self) -> InputConfig:

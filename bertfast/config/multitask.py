@@ -1,4 +1,4 @@
-"""The config's block for several tasks with one encoder; `config` puts it together with the others."""
+"""The config's block for several tasks with one encoder; `schema` puts it together with the others."""
 
 from __future__ import annotations
 

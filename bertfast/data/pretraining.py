@@ -1,6 +1,6 @@
 """Pre-training examples cut from a corpus: pairs for masked language modelling with next-sentence prediction, or full stretches without.
 
-They are cut once and cached as Arrow, like a task's; masks are put on as batches are made (see `bertfast.masking`).
+They are cut once and cached as Arrow, like a task's; masks are put on as batches are made (see `bertfast.packing.masking`).
 """
 
 from __future__ import annotations

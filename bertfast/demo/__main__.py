@@ -1,6 +1,6 @@
 """`make demo`: fine-tune a small BERT on sentences that the project writes itself, from nothing to answers, with no download.
 
-It writes a natural-language-inference set (see `synthetic_nli`), makes a WordPiece tokenizer for it and a BERT with random weights,
+It writes a natural-language-inference set (see `language`), makes a WordPiece tokenizer for it and a BERT with random weights,
 starts `deepspeed launch.py` as a user would, and shows what came out. All files lie in one folder: runs/demo, or what --output says.
 """
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's side of the trainer: the ranks, the engine, its parameters made whole, and its state in and out."""
+"""DeepSpeed's engine around a model, and the process group that it works in."""
 
 from __future__ import annotations
 

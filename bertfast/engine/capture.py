@@ -12,7 +12,7 @@ Outputs = TypeVar("Outputs", bound=tuple[Tensor | None, ...])
 
 
 class Capture(Protocol):
-    """What graphs.py needs of a recorder. Functions are recorded on static tensors; a replay reads and writes the same memory."""
+    """What cuda_graphs.py needs of a recorder. Functions are recorded on static tensors; a replay reads and writes the same memory."""
 
     def warm_up(self, run: Callable[[], object]) -> None:
         """Call `run` in the place where it will be recorded, so that nothing is loaded or compiled while recording."""

@@ -1,4 +1,4 @@
-"""Readers of lines, TSV and CSV: each streams `Rows`, a block of rows at a time, and names file and line of whatever is wrong.
+"""Readers of TSV and CSV: each streams `Rows`, a block of rows at a time, and names file and line of whatever is wrong.
 
 Lines are counted from 1 and end at "\\n" (or "\\r\\n") alone: texts hold characters such as U+0085 and U+2028, at which str.splitlines
 would break them. All text is UTF-8, with or without a byte order mark, save TREC's own files, which are Latin-1.

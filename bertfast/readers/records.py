@@ -1,4 +1,4 @@
-"""Readers of JSONL and Parquet, and of the sets that have a format of their own: TREC and IMDb. `files` reads TSV and CSV."""
+"""Readers of JSONL and Parquet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card."""
+"""The model card: what a model is, how it was made and how it scores, in the hub's format."""
 
 from __future__ import annotations
 

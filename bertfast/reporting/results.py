@@ -1,4 +1,4 @@
-"""What a run leaves behind: results.json, the model card, and bertfast.json, which lets a model folder stand alone."""
+"""What a run leaves behind for programs: results.json, and bertfast.json, which lets a model folder stand alone."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Task:
     """One text classification or regression task.
 
     text_columns: one column (a sentence) or two (a pair). label_names: in class order; None for regression, and for a user's own task
-    whose classes are not known until its training data is read (`is_complete` tells). metrics: names that `bertfast.metrics` knows;
+    whose classes are not known until its training data is read (`is_complete` tells). metrics: functions of metrics.py;
     main_metric picks the best checkpoint. published: source -> metric -> the score of BERT-base, as a fraction.
     """
 

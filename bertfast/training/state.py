@@ -1,4 +1,4 @@
-"""The small parts of a training loop: SIGTERM, rates over a window of steps, and the watch on the loss."""
+"""What a run knows beside its weights, and rates over a window of steps."""
 
 from __future__ import annotations
 

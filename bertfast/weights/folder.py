@@ -1,8 +1,7 @@
-"""Hugging Face folders in and out: config.json with model.safetensors (or pytorch_model.bin), and the names of their tensors. Folders of Google's
+"""Hugging Face folders in and out: config.json with model.safetensors (or pytorch_model.bin). Folders of Google's
 and of the first PyTorch releases are read too: bert_config.json, with bert_model.ckpt.* or pytorch_model.bin.
 
-Knows tensors by name and no model. Our names differ from transformers' in two ways: query, key and value are one matrix, and a product's bias
-belongs to the op that adds it.
+Knows tensors by name and no model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Tensors by our names and by transformers', and what became of each when a checkpoint was loaded."""
+"""Tensors by our names and by transformers', and what became of each when a checkpoint was loaded.
+
+Our names differ in two ways: query, key and value are one matrix, and a product's bias belongs to the op that adds it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bertfast.validate and bertfast.preflight: every check passes what is right, and names the fault that it is there to see."""
+"""Every check passes what is right, and names the fault that it is there to see."""
 
 import json
 import shutil

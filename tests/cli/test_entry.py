@@ -1,4 +1,4 @@
-"""bertfast.cli and bertfast.arguments: what the flags do, what the user is told, and the exit codes. The trainer is a stand-in."""
+"""What the flags do, what the user is told, and the exit codes. The trainer is a stand-in."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""bertfast.config: reading JSON and YAML, overrides, and the message for every fault."""
+"""Reading JSON and YAML, overrides, and the message for every fault."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""bertfast.resolve: what DeepSpeed is given where the config leaves a block out, or says null."""
+"""What DeepSpeed is given where the config leaves a block out, or says null."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Tests of bertfast.encoded: the Arrow file of a data set, and its cache."""
+"""The Arrow file of a data set, and its cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of bertfast.input_fn: a user's own function, good and bad."""
+"""A user's own function, good and bad."""
 
 from __future__ import annotations
 

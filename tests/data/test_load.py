@@ -1,4 +1,4 @@
-"""Tests of bertfast.data: rows, their subset, and the way from files to token ids by way of the cache."""
+"""Rows, their subset, and the way from files to token ids by way of the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of bertfast.tokenizing: the ids are those of transformers' own call, whatever the text."""
+"""The ids are those of transformers' own call, whatever the text."""
 
 from __future__ import annotations
 

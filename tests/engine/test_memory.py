@@ -1,4 +1,4 @@
-"""bertfast.memory against figures worked out by hand from the papers."""
+"""Against figures worked out by hand from the papers."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""bertfast_export.classifier and `bertfast predict --onnx`: the answers of the model, in the order of the texts, from any thread."""
+"""The classifier of a bundle, and `bertfast predict --onnx`: the answers of the model, in the order of the texts, from any thread."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""bertfast.partition against numpy's sort, brute force, and packing example by example."""
+"""Against numpy's sort, brute force, and packing example by example."""
 
 import bisect
 import itertools

@@ -1,4 +1,4 @@
-"""bertfast.planning: every example once, equal parts, budgets kept, the same plan everywhere, and the fill of real data."""
+"""Every example once, equal parts, budgets kept, the same plan everywhere, and the fill of real data."""
 
 import json
 import os

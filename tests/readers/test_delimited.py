@@ -1,4 +1,4 @@
-"""Tests of bertfast.files: lines, TSV and CSV."""
+"""Lines, TSV and CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of bertfast.labels."""
+"""Labels as files spell them, and the class ids or scores that they become."""
 
 from __future__ import annotations
 

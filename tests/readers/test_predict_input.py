@@ -1,4 +1,4 @@
-"""bertfast.inputs, and `bertfast predict` from text to file with a tiny model, held against transformers."""
+"""What predict reads; and `bertfast predict` from text to file with a tiny model, held against transformers."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Tests of bertfast.records: JSONL, Parquet, TREC's files and the folders of aclImdb."""
+"""JSONL, Parquet, TREC's files and the folders of aclImdb."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of bertfast.sources: which files a split is read from, and how each distribution is laid out."""
+"""Which files a split is read from, and how each distribution is laid out."""
 
 from __future__ import annotations
 

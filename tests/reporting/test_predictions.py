@@ -1,4 +1,4 @@
-"""bertfast.predictions: the exact bytes of both formats."""
+"""The exact bytes of both formats."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""bertfast.profiling: the trace and the page of a run, and the sums behind them."""
+"""The trace and the page of a run, and the sums behind them."""
 
 import json
 import time

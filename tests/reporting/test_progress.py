@@ -1,4 +1,4 @@
-"""bertfast.progress: the log, the lines where there is no terminal, and a folder that cannot be written."""
+"""The log, the lines where there is no terminal, and a folder that cannot be written."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""bertfast.report and bertfast.atomic: results.json, the model card, bertfast.json, and files that are whole or not there."""
+"""Results.json, the model card, bertfast.json, and files that are whole or not there."""
 
 import json
 import os

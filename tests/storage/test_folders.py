@@ -1,4 +1,4 @@
-"""bertfast.checkpoint: folders that are whole or not there, after kills at any moment, beside readers, and on full disks."""
+"""Folders that are whole or not there, after kills at any moment, beside readers, and on full disks."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""bertfast.locking: one process at a time, however it ends; and file systems that know no locks."""
+"""One process at a time, however it ends; and file systems that know no locks."""
 
 import contextlib
 import errno

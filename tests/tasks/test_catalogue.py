@@ -1,4 +1,4 @@
-"""Tests of bertfast.tasks."""
+"""The known tasks, and tasks of a user's own."""
 
 from __future__ import annotations
 

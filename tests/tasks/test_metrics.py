@@ -1,4 +1,4 @@
-"""bertfast.metrics against scikit-learn and scipy, and the cases where a metric is undefined."""
+"""Against scikit-learn and scipy, and the cases where a metric is undefined."""
 
 from types import SimpleNamespace
 

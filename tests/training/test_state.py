@@ -1,4 +1,4 @@
-"""bertfast.steps: what is counted between two log records and between two saves, by a clock that the test moves."""
+"""What is counted between two log records and between two saves, by a clock that the test moves."""
 
 import time
 from types import SimpleNamespace

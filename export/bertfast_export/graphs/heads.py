@@ -1,6 +1,6 @@
 """A head of bertfast's own, layers x pooling, in standard ONNX operators on padded batches.
 
-What `bertfast.heads` computes on a packed stream is computed here with the attention_mask: the tokens of a row are the columns whose mask is 1,
+What `bertfast.model.heads` computes on a packed stream is computed here with the attention_mask: the tokens of a row are the columns whose mask is 1,
 wherever they are. Weights of a mean or an attention over tokens are a softmax over the columns, to which a masked column brings nothing; a row
 with no token at all is read as if all its columns were tokens, and all alike, as the encoder's attention reads it.
 """

@@ -2,7 +2,7 @@
 
 A BERT classifier is one page of operators, so the graph is written, not traced: it is the same, byte for byte, whatever version of torch or
 transformers is installed; nothing has to be found again by a pattern matcher that may miss it; and one skeleton carries the portable, the
-fused and the quantized graph, which differ in the operators of `Operators` alone. Whether it is right is not taken on trust: `verify` holds
+fused and the quantized graph, which differ in the operators of `Operators` alone. Whether it is right is not taken on trust: the judge holds
 every file against transformers' own model.
 
 A head of bertfast's own is written by `heads`. Otherwise, what the graph computes is what transformers' BertForSequenceClassification computes with eager attention, for any mask: the position of a

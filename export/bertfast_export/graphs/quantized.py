@@ -1,4 +1,4 @@
-"""int8 for a CPU: 8-bit products, written so that the answers stay, and the search for the fastest recipe that keeps its promise.
+"""int8 for a CPU: 8-bit products, written so that the answers stay; `bundle.int8_search` looks for the fastest recipe that keeps its promise.
 
 Weights are int8 with a scale for each output, rounded one input after the other so that what one loses the next ones make up (GPTQ, Frantar
 et al. 2023). Activations are uint8, with a scale for each token, taken as it comes: so an answer does not depend on who else is in the batch,

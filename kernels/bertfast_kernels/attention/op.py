@@ -8,8 +8,8 @@ For each sequence and head, with s = 1 / sqrt(H), Z the dropout's keep mask over
 The kernels read the packed qkv [T, 3, N, H] and write out [T, N H] and dqkv [T, 3, N, H] where they lie: no transpose, no copy, no atomics. Of the
 forward they keep a row's largest score and one over its softmax's denominator, float32 [2, N, T]; P and Z are made anew. (Not their sum, the log of
 the denominator: rounded, it errs by a unit in the last place of the largest score, and dS is a small difference where one key takes all.) Tokens beyond cu_seqlens[-1] get zeros.
-attention_short.py: batches of short sequences, of up to 128 tokens. attention_medium.py: batches of longer ones, of up to 128. attention_long.py: any
-length. attention_cls.py: one query a sequence.
+short.py: batches of short sequences, of up to 128 tokens. medium.py: batches of longer ones, of up to 128. long.py: any
+length. cls.py: one query a sequence.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ LIMIT = 128  # the longest sequence of the kernels for short and for medium ones
 class AttentionPlan(NamedTuple):
     """Which kernels a batch takes.
 
-    longest: those of whole sequences take all with up to so many tokens (0: none do). medium: they are those of attention_medium.py, not
-    attention_short.py. heads_each: heads of a program of attention_short.py. shortest: the kernels in blocks take all with so many tokens or more
+    longest: those of whole sequences take all with up to so many tokens (0: none do). medium: they are those of medium.py, not
+    short.py. heads_each: heads of a program of short.py. shortest: the kernels in blocks take all with so many tokens or more
     (None: none).
     """
 

@@ -1,4 +1,4 @@
-"""bertfast_export.bundle and the commands: whole verified folders or none, told from others, and used."""
+"""Bundles and their commands: whole verified folders or none, told from others, and used."""
 
 import json
 import os

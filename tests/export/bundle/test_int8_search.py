@@ -1,4 +1,4 @@
-"""bertfast_export.search: which int8 recipe is taken, by what it does to the task's examples."""
+"""Which int8 recipe is taken, by what it does to the task's examples."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""bertfast_export.graph and .optimize: the graphs against transformers' eager attention in float64, for every kind of mask."""
+"""The graphs against transformers' eager attention in float64, for every kind of mask."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""bertfast_export.packed, .reading and .packed_judge: the packed graph by its operators' documented meaning, against transformers' eager attention."""
+"""The packed graph by its operators' documented meaning, and its trial, against transformers' eager attention."""
 
 import json
 

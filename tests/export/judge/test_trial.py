@@ -1,4 +1,4 @@
-"""bertfast_export.verify: the judge passes what is right, and catches every fault that is put into a graph on purpose, naming a case."""
+"""The judge passes what is right, and catches every fault that is put into a graph on purpose, naming a case."""
 
 import numpy as np
 import pytest

@@ -5,6 +5,7 @@ from .batch import PackedBatch as PackedBatch
 from .batch import doubled as doubled
 from .buckets import bucket_of as bucket_of
 from .buckets import padded as padded
+from .futures import ahead as ahead
 from .masking import MaskedBatch as MaskedBatch
 from .masking import Masking as Masking
 from .partition import random_order as random_order
@@ -13,5 +14,4 @@ from .plans import Plan as Plan
 from .plans import plan_examples as plan_examples
 from .plans import plan_sequential as plan_sequential
 from .plans import plan_tokens as plan_tokens
-from .prefetch import ahead as ahead
 from .prefetch import prefetched as prefetched

@@ -17,7 +17,7 @@ import numpy as np
 
 from bertfast.errors import ConfigError, NonFiniteLossError
 from bertfast.storage import replacing
-from bertfast.tasks import Task
+from bertfast.tasks import Task, softmax
 
 # What GLUE's server wants the files of a submission to be called (gluebenchmark.com/faq), by task and split.
 _OFFICIAL_NAMES = {
@@ -122,8 +122,7 @@ def _json_lines(task: Task, logits: np.ndarray) -> Iterator[str]:
             yield json.dumps({"index": index, "prediction": round(score, 6)})
         return
     names = task.class_names
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = (powers / powers.sum(axis=1, keepdims=True)).round(6)
+    probabilities = softmax(logits).round(6)
     for index, (best, row) in enumerate(zip(logits.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)):
         record = {"index": index, "prediction": names[best], "probabilities": dict(zip(names, row, strict=True))}
         yield json.dumps(record, ensure_ascii=False)

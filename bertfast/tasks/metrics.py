@@ -43,6 +43,12 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
     return {name: float(_metric(name, task)(predictions, labels)) for name in task.metrics}
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """The probabilities of the classes [n, C], of logits [n, C]."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 def is_better(task: Task, new: float, old: float | None) -> bool:
     """Whether `new` beats `old` as a value of `task.main_metric`. Every metric is better when higher, save a loss; a tie or a NaN is not better."""
     if task.main_metric in LOSSES:

@@ -11,8 +11,9 @@ import numpy as np
 
 from bertfast.data import Encode, TokenBlock, backend_encoder
 from bertfast.errors import DataError, ExportError
+from bertfast.tasks import softmax
 from bertfast_export.contract import VARIANTS
-from bertfast_export.runtime import CPU, Session, input_types, open_session, sha256_of, softmax
+from bertfast_export.runtime import CPU, Session, input_types, open_session, sha256_of
 
 # n texts, B batch, S sequence, C classes
 

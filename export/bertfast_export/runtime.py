@@ -96,14 +96,6 @@ def input_types(session: Session) -> dict[str, type[np.integer]]:
     return {value.name: np.int32 if value.type == "tensor(int32)" else np.int64 for value in session.get_inputs()}
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """The probabilities of the classes, of logits [n, C]."""
-    import numpy as np
-
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
 def _advice(provider: str, onnxruntime: ModuleType) -> str:
     version, available = onnxruntime.__version__, ", ".join(onnxruntime.get_available_providers())
     if provider != "CUDAExecutionProvider":

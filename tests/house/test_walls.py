@@ -112,10 +112,17 @@ def test_kernels_know_tensors_only():
             assert packages <= KERNELS_MAY_IMPORT | OWN_IMPORTS.get(path.stem, set()), name
 
 
-def test_light_imports():
-    code = "import bertfast, bertfast.config, bertfast.cli.entry, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+@pytest.mark.parametrize(
+    ("imports", "light"),
+    [
+        pytest.param("import bertfast, bertfast.config, bertfast.cli.entry", {"numpy"}, id="the-command"),
+        pytest.param("from bertfast_export import OnnxClassifier", set(), id="the-classifier-of-a-bundle"),
+    ],
+)
+def test_light_imports(imports, light):
+    code = f"{imports}; import sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "transformers", "datasets", "deepspeed", "torchmetrics", "onnx", "onnxruntime"} & set(loaded)
+    assert not {"torch", "transformers", "datasets", "deepspeed", "torchmetrics", "onnx", "onnxruntime", *light} & set(loaded)
 
 
 def test_the_root_offers_no_package_called_kernels():

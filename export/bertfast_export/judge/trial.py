@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from bertfast.tasks import compute_metrics
+from bertfast.tasks import compute_metrics, softmax
 from bertfast_export.contract import HALF_FILES
 from bertfast_export.judge.audit import CheckpointWeights, KeptWeights
 from bertfast_export.judge.cases import Case
 from bertfast_export.judge.reference import Answers
 from bertfast_export.judge.verdict import BUDGETS, Budget, Evidence, Examples, Verdict
-from bertfast_export.runtime import Session, input_types, open_session, softmax
+from bertfast_export.runtime import Session, input_types, open_session
 
 # n examples, B batch, S sequence, C classes
 

@@ -233,6 +233,7 @@ def _build(folder: str, tokenizer, start, results) -> None:
     results.put(dataset.batch(np.arange(len(dataset))).input_ids.numpy().tobytes())
 
 
+@pytest.mark.runs
 def test_processes_that_build_at_once_do_not_meet(tmp_path, make_tokenizer):
     sst2(tmp_path, [(index % 2, f"a film {'good ' * (index % 50)}") for index in range(3000)])
     context = multiprocessing.get_context("spawn")

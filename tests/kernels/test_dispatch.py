@@ -124,6 +124,7 @@ assert sys.modules.get("triton") is None
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.triton
 def test_a_broken_triton_says_so(tmp_path):
     (tmp_path / "triton.py").write_text("raise ImportError('no driver here')\n", encoding="utf-8")
     code = f"""

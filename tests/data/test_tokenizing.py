@@ -81,6 +81,7 @@ def test_every_small_length(make_tokenizer):
             assert examples(tokenise(text_a, None, tokenizer, length)) == expected(tokenizer, text_a, None, length)
 
 
+@pytest.mark.runs
 @settings(max_examples=100, deadline=None)
 @given(pairs=st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60)), min_size=1, max_size=8), length=st.integers(3, 40))
 def test_any_text(tokenizer, pairs, length):

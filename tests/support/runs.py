@@ -77,10 +77,10 @@ def train(folder: Path, *arguments: str, ranks: int = 0, code: int = 0, own_proc
     """What launch.py says with these arguments, on standard output and error together; it must end with `code`.
 
     One rank runs in this process, and two in processes that stay (see rank_pool): by the same function as launch.py's, and spared some seconds of
-    imports each. A resumed run has processes of its own, so that what it knows is what the checkpoint tells; so has one that is to fail on two ranks.
+    imports each. A run that is resumed has processes of its own, so that what it knows is what the checkpoint tells; so has one that is to fail on two ranks.
     """
     words = ["--config", str(folder / "config.json"), *arguments]
-    if own_process or "--resume" in arguments or ranks not in (0, RANKS) or (ranks and code):
+    if own_process or ("--resume" in arguments and not code) or ranks not in (0, RANKS) or (ranks and code):
         process = start(folder, *arguments, ranks=ranks)
         output, _ = process.communicate(timeout=300)
         codes = [process.returncode]

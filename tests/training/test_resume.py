@@ -80,8 +80,6 @@ def test_other_settings_do_not_resume(task):
     process = start(task, "--resume", ranks=2)
     output, _ = process.communicate(timeout=300)
     assert process.returncode != 0 and "was written with world_size = 1, this run has 2" in output and "Traceback" not in output
-    process = start(task, "--model_dir", "divided", "--set", "zero_optimization.stage=1", ranks=2)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    train(task, "--model_dir", "divided", "--set", "zero_optimization.stage=1", ranks=2)
     output = train(task, "--model_dir", "divided", "--resume", "--set", "zero_optimization.stage=1", code=2)
     assert "was written with world_size = 2, this run has 1" in output and "Traceback" not in output

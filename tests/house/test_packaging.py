@@ -86,6 +86,10 @@ def test_every_file_is_shipped(names, folder, inside):
     assert not [name for name in names if "__pycache__" in name]
 
 
+def test_type_checkers_are_told_that_there_are_types(names):
+    assert {f"{package}/py.typed" for package in ("bertfast", "bertfast_kernels", "bertfast_export")} <= names
+
+
 def test_metadata(wheel, metadata):
     assert (metadata["Name"], metadata["Version"], metadata["License-Expression"]) == ("bertfast", __version__, "Apache-2.0")
     assert {part.strip() for part in metadata["Requires-Python"].split(",")} == {">=3.11", "<3.13"}

@@ -191,6 +191,11 @@ class ModelConfig(Block):
     # "selective": outputs of GELU and LayerNorm, and dropout's masks, are computed again in the backward: 5/16 less activations to keep
     gradient_checkpointing: Literal[False, "selective"] = False
 
+    @property
+    def dropout(self) -> dict[str, float | None]:
+        """The encoder's dropout by BertConfig's names; None keeps the checkpoint's."""
+        return {name: getattr(self, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
+
 
 class InputConfig(Block):
     """One input: where its examples come from, and how they are cut into batches. Exactly one source, or none for the hub."""

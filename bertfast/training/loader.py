@@ -74,11 +74,7 @@ class Loader:
             self.task.label_names,
             strict=settings.strict,
             new_head=new_head,
-            overrides={
-                "hidden_dropout_prob": settings.hidden_dropout_prob,
-                "attention_probs_dropout_prob": settings.attention_probs_dropout_prob,
-                "classifier_dropout": self.settings.head.dropout,
-            },
+            overrides={**settings.dropout, "classifier_dropout": self.settings.head.dropout},
             head=head,
         )
 

@@ -60,9 +60,8 @@ class MaskedWords(Objective[PretrainingSet]):
 
     def model(self, checkpoint: str | None = None) -> BertPretrainer:
         settings = self.settings.model
-        dropout = {name: getattr(settings, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
         folder = model_folder(checkpoint or settings.checkpoint)
-        return BertPretrainer.from_pretrained(folder, self._pretrain.next_sentence, settings.strict, dropout)
+        return BertPretrainer.from_pretrained(folder, self._pretrain.next_sentence, settings.strict, settings.dropout)
 
     def trained(self, folder: str, precision: str) -> tuple[BertPretrainer, Any]:
         """See Objective.

@@ -67,8 +67,7 @@ class SeveralTasks(Objective[MixtureSet]):
 
     def model(self, checkpoint: str | None = None) -> MultitaskClassifier:
         settings, tasks = self.settings.model, [loader.task for loader in self.loaders.values()]
-        dropout = {name: getattr(settings, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
-        overrides = {**dropout, "classifier_dropout": self.settings.head.dropout}
+        overrides = {**settings.dropout, "classifier_dropout": self.settings.head.dropout}
         folder = model_folder(checkpoint or settings.checkpoint)
         return MultitaskClassifier.from_pretrained(folder, tasks, self.settings.head, settings.strict, overrides)
 

@@ -46,7 +46,8 @@ def save_training_state(engine, folder: Path, step: int, client_state: dict, wri
             folders.remove(beside)
             beside.mkdir(parents=True)
         ranks.barrier()
-        engine.save_checkpoint(str(beside), tag=_STATE, client_state=client_state, save_latest=False)
+        # `latest` names the folder of the state: zero_to_fp32.py, which DeepSpeed leaves beside it, looks there.
+        engine.save_checkpoint(str(beside), tag=_STATE, client_state=client_state, save_latest=True)
         ranks.barrier()
         if ranks.is_first:
             (beside / folders.MODEL).mkdir()

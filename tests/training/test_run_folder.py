@@ -2,6 +2,7 @@
 
 import copy
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -242,6 +243,18 @@ def test_what_deepspeed_cannot_load_is_an_error_of_ours(task, run, tmp_path, mon
     monkeypatch.setattr(DeepSpeedEngine, "load_checkpoint", refuse)
     with pytest.raises(CheckpointError, match=r"does not fit this run \(Exception: The checkpoint being loaded"):
         run(resume=True, path=newest(task["folder"] / "truth"))
+
+
+def test_zero_to_fp32_finds_the_state_where_it_lies(run, tmp_path):
+    """DeepSpeed's own script, which it leaves in a checkpoint under ZeRO, as it documents it: in the checkpoint's folder, with `.` and no tag."""
+    from bertfast.model.bert import BertClassifier
+
+    run(deepspeed={"zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": "fp32"}}, max_steps=1)
+    folder = newest(tmp_path / "run")
+    found = runpy.run_path(str(folder / "zero_to_fp32.py"))["get_fp32_state_dict_from_zero_checkpoint"](str(folder))
+    wanted = BertClassifier.from_pretrained(str(folder / "model")).state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert folders.fault_of(folder) is None and "latest" in json.loads((folder / folders.MANIFEST).read_text())["files"]
 
 
 def test_a_checkpoint_of_an_earlier_bertfast_is_resumed(task, run, tmp_path):

@@ -66,8 +66,7 @@ def judge_packed(
         _judge_unanswered(session, cases, verdict)
     if CUDA not in onnxruntime.get_available_providers():
         verdict.grid |= {"run_by": NOT_RUN, "int32_inputs": "not asked"}
-    if verdict.fault is None and weights:
-        judge_weights(model, weights, verdict)
+    judge_weights(model, weights, answers, verdict)
     return verdict
 
 

@@ -118,8 +118,18 @@ class Answers:
 
     @classmethod
     def of(cls, folder: str | Path, cases: list[Case]) -> Answers:
-        """Ask the model of a folder, one dtype after the other: both at once would be three times the model's size."""
+        """Ask the model of a folder, one dtype after the other: both at once would be three times the model's size.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or an answer is not finite, and nothing can be held against it.
+        """
         exact, rounded = (_ask(eager_of(folder, dtype), cases) for dtype in (torch.float64, torch.float32))
+        for case, *logits in zip(cases, exact, rounded, strict=True):
+            for row in np.flatnonzero(~np.isfinite(np.hstack(logits)).all(axis=1)):
+                raise CheckpointError(
+                    f"{folder}: transformers' own logits are not finite for {case.where(row)}; a weight of the checkpoint is not a number, "
+                    "or too large: take an earlier checkpoint, or train again in bf16 or fp32"
+                )
         return cls(exact, rounded)
 
     @property

@@ -39,7 +39,8 @@ BUDGETS = {
 
 @dataclass
 class Verdict:
-    """What the judge found of one file. `fault` names the first case out of budget; None where there is none."""
+    """What the judge found of one file. `fault` names the first case out of budget; None where there is none. is_of_the_mean: no single case is,
+    their mean error is."""
 
     file: str
     budget: Budget
@@ -47,6 +48,7 @@ class Verdict:
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     fault: str | None = None
+    is_of_the_mean: bool = False
     failing: dict[str, np.ndarray] | None = None  # features, expected and given logits of that case
 
     def to_dict(self) -> dict[str, Any]:

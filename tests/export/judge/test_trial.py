@@ -1,5 +1,7 @@
 """The judge passes what is right, and catches every fault that is put into a graph on purpose, naming a case."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ pytest.importorskip("onnxruntime")
 from onnx import helper, numpy_helper  # noqa: E402
 
 from bertfast.config.load import load_config  # noqa: E402
+from bertfast.errors import CheckpointError  # noqa: E402
 from bertfast_export.bundle import int8_search  # noqa: E402
 from bertfast_export.bundle.examples import configured  # noqa: E402
 from bertfast_export.bundle.source import Candidate  # noqa: E402
@@ -24,7 +27,7 @@ from bertfast_export.judge.cases import BATCH_SIZES, make_cases  # noqa: E402
 from bertfast_export.judge.evidence import eager_logits  # noqa: E402
 from bertfast_export.judge.reference import Answers  # noqa: E402
 from bertfast_export.judge.trial import batches_of, judge, run_dataset  # noqa: E402
-from bertfast_export.judge.verdict import Evidence  # noqa: E402
+from bertfast_export.judge.verdict import BUDGETS, Evidence  # noqa: E402
 
 
 class Trial:
@@ -321,3 +324,42 @@ def test_a_recipe_whose_logits_are_not_finite_loses_the_whole_metric(trial, monk
     part = trial.evidence[0]
     right = part.logits.argmax(axis=1) == part.dataset.labels
     assert found.agreement == 0.0 and found.points_lost == pytest.approx(100 * right.mean())
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model_fp16.onnx"])
+def test_logits_of_which_none_is_finite_are_a_fault(name, trial, tmp_path):
+    """Nothing is larger than NaN: the worst case is the first."""
+    verdict = trial.judge(name, tmp_path / name, weight("classifier.bias", scaled(np.nan)))
+    assert verdict.fault.startswith(f"{trial.cases[0].where(0)}: logits [nan, nan, nan] where")
+    assert verdict.grid["worst"] == trial.cases[0].where(0) and np.isnan(verdict.failing["given"]).all()
+
+
+def test_a_checkpoint_whose_own_answers_are_not_finite_is_refused(trial, tmp_path):
+    import torch
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(trial.source.folder)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[3, 4] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"not finite for batch 1 x 1 tokens, row 0: .* take an earlier checkpoint"):
+        Answers.of(tmp_path, trial.cases)
+
+
+def of_the_mean(trial, name, path, change, weights):
+    """A verdict by which the mean error of the grid is the first fault: such a file's own budget for single logits is lifted."""
+    path.write_bytes(trial.changed(name, change).SerializeToString())
+    budget = replace(BUDGETS[name], logits=9.0, probabilities=1.0, mean=1e-9)
+    return judge(path, name, trial.cases, trial.answers, [], budget, weights=weights)
+
+
+def test_a_mean_error_has_its_cause_named(trial, tmp_path):
+    """A weight where a weight is off; where none is, the logits, which are too much alike for what the form rounds."""
+    path = tmp_path / "model.onnx"
+    found = of_the_mean(trial, "model_quantized.onnx", path, None, [trial.weights]).fault
+    assert "of the spread of its logits" in found and "a head that was not trained" in found and "is off" not in found
+    assert f"differ by {np.concatenate([exact.ravel() for exact in trial.answers.exact]).std():.2g} alone" in found
+    found = of_the_mean(trial, "model_fp16.onnx", path, weight("pooler.weight", one_up((0, 5))), [trial.weights]).fault
+    assert "of the spread of its logits" in found and "its weight pooler.weight[0, 5] is" in found
+    found = of_the_mean(trial, "model.onnx", path, attribute("layers.0.ffn_norm", "epsilon", 1e-5), [trial.weights]).fault
+    assert "times that of the eager model" in found and found.endswith("so an operator or a constant is off")

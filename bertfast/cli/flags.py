@@ -260,15 +260,17 @@ FLAGS = (
     ),
     Flag(
         ("--output",),
-        "a file, or a folder, in which files take GLUE's official names (left out: standard output)",
+        "a file (.csv, .parquet: the input's columns and the answers beside them; .jsonl; .tsv: as GLUE's server takes it), or a folder, in which "
+        "files take GLUE's official names (left out: standard output)",
         commands=("predict",),
         options={"metavar": "FILE"},
     ),
     Flag(
         ("--format",),
-        "glue: index<TAB>prediction, as GLUE's server takes it; jsonl: with probabilities (left out: glue for a folder or a .tsv)",
+        "csv, tsv, parquet: the input's columns, then prediction and probability_NAME of each class; jsonl: index, prediction and probabilities; glue: "
+        "index<TAB>prediction, as GLUE's server takes it (left out: as the output is called; glue for a folder or a .tsv, jsonl without a suffix)",
         commands=("predict",),
-        options={"choices": ["glue", "jsonl"]},
+        options={"choices": ["csv", "tsv", "parquet", "jsonl", "glue"]},
     ),
     *RECIPE_FLAGS,
     *SWEEP_FLAGS,

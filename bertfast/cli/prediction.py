@@ -7,38 +7,64 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from bertfast.cli.loading import config_of, exporter, model_folder_of, trainer_of
 from bertfast.config import BertfastConfig, InputConfig, refuse_several
-from bertfast.tasks import get_task
+from bertfast.errors import ConfigError
+from bertfast.machine import rank
+from bertfast.tasks import Task, get_task
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bertfast.data import EncodedDataset
+    from bertfast.readers import RawSplit
+
+_OUTPUT_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")  # a file of these in a model's folder is an earlier output
 
 
-def encoded_inputs(
-    block: BertfastConfig, folder: str, given: str | None, single: bool, scratch: str
-) -> Iterator[tuple[str, EncodedDataset]]:
-    """What `read_inputs` gives, tokenised for the model in `folder`, one split after the other; the folder `scratch` holds the tokens.
-    Where there is nothing else to read and the input is an input_fn, what it yields in mode "predict"."""
-    from bertfast.data import encode, load_dataset_for
-    from bertfast.readers import read_inputs, reads_standard_input
-    from bertfast.weights import load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
+class Output:
+    """Where the predictions go, and as what: standard output, a file, or a folder with a file for each split.
 
-    model = resolve_folder(model_folder(folder))
-    bert = read_config(model)
-    tokenizer, task = load_tokenizer(model, bert), task_of_model(get_task(block.task), bert, model)
-    source = block.eval_input or block.train_input or InputConfig()
-    length = source.max_sequence_length
-    if given is None and source.input_fn is not None and not reads_standard_input(single):
-        yield (
-            "test",
-            load_dataset_for(task, source.model_copy(update={"cache_dir": scratch}), "test", tokenizer, block.run.seed, block.truncation),
-        )
-        return
-    for split, raw in read_inputs(block, task, given, single, with_labels=False):
-        yield split, encode(raw, tokenizer, length, cache_dir=scratch, truncation=block.truncation)
+    inputs: files and folders that must not be written over.
+
+    Raises:
+        ConfigError: see `choose_format`.
+    """
+
+    def __init__(self, arguments: Namespace):
+        from bertfast.reporting import choose_format, is_folder
+
+        self.place: str | None = None if arguments.output == "-" else arguments.output
+        self.format, self.is_folder = choose_format(arguments.format, arguments.output), self.place is not None and is_folder(self.place)
+
+    def refuse_overwriting(self, task: Task, splits: list[str], inputs: list[str]) -> None:
+        """Raise ConfigError where a file that is to be written is an input; nothing is written yet."""
+        from bertfast.storage import overwritten
+
+        for split in splits if self.place is not None else ():
+            path = self._path(task, split)
+            if (given := overwritten(path, inputs)) is not None:
+                raise ConfigError(f"--output {path}: is an input of this command ({given}), and would be written over; give another place")
+
+    def write(self, stdout: TextIO, task: Task, split: str, logits: np.ndarray, rows: RawSplit | None) -> None:
+        from bertfast.readers import whole_rows
+        from bertfast.reporting import Given, write_predictions, write_to
+
+        given = None if rows is None or self.format in ("glue", "jsonl") else Given(*whole_rows(rows))
+        if self.place is None:
+            write_to(stdout, task, logits, self.format, given)
+            return
+        path = self._path(task, split)
+        write_predictions(path, task, logits, self.format, given)
+        print(f"{path}: {len(logits):,} predictions", file=sys.stderr)
+
+    def _path(self, task: Task, split: str) -> Path:
+        from bertfast.reporting import output_name
+
+        assert self.place is not None, "asked where there is a place"
+        return Path(self.place) / output_name(task, split, self.format) if self.is_folder else Path(self.place)
 
 
 def predict(arguments: Namespace) -> int:
@@ -48,40 +74,75 @@ def predict(arguments: Namespace) -> int:
     refuse_several(config, "predict")
     folder = model_folder_of(arguments, config)
 
-    from bertfast.reporting import choose_format, clean_stdout, is_folder, output_name, prediction_lines, write_lines, write_predictions
+    from bertfast.data import encode
+    from bertfast.reporting import clean_stdout
+    from bertfast.weights import load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
 
-    form, output = choose_format(arguments.format, arguments.output), arguments.output
-    to_stdout, to_folder = output in (None, "-"), output is not None and is_folder(output)
+    output, block = Output(arguments), config.bertfast
     with clean_stdout() as stdout, TemporaryDirectory(prefix="bertfast-") as scratch:
         trainer = trainer_of(arguments, config)
-        for split, dataset in encoded_inputs(config.bertfast, folder, arguments.input, not to_folder, scratch):
+        model = resolve_folder(model_folder(folder))
+        bert = read_config(model)
+        tokenizer, task = load_tokenizer(model, bert), task_of_model(get_task(block.task), bert, model)
+        source = block.eval_input or block.train_input or InputConfig()
+        for split, rows in _rows_to_read(block, task, arguments, output, model):
+            if rows is None:
+                dataset = _from_function(block, task, source, tokenizer, scratch)
+            else:
+                dataset = encode(rows, tokenizer, source.max_sequence_length, cache_dir=scratch, truncation=block.truncation)
             logits = trainer.predict(dataset=dataset)
-            if logits is None:  # on ranks but the first
-                continue
-            if to_stdout:
-                write_lines(stdout, prediction_lines(dataset.task, logits, form))
-                continue
-            path = Path(output) / output_name(dataset.task, split, form) if to_folder else Path(output)
-            write_predictions(path, dataset.task, logits, form)
-            print(f"{path}: {len(dataset):,} predictions", file=sys.stderr)
+            if logits is not None:  # as it is on ranks but the first
+                output.write(stdout, dataset.task, split, logits, rows)
     return 0
 
 
 def predict_onnx(arguments: Namespace) -> int:
     exporter().check()
-    from bertfast.readers import read_inputs
-    from bertfast.reporting import choose_format, clean_stdout, is_folder, output_name, prediction_lines, write_lines, write_predictions
+    from bertfast.reporting import clean_stdout
 
-    form, output = choose_format(arguments.format, arguments.output), arguments.output
-    to_folder = output is not None and is_folder(output)
+    output = Output(arguments)
     with clean_stdout() as stdout:
         classifier, block, task = exporter().load(arguments.onnx, arguments.variant, arguments.device)
-        for split, rows in read_inputs(block, task, arguments.input, not to_folder, with_labels=False):
-            logits = classifier.logits(rows.text_a, rows.text_b)
-            if output in (None, "-"):
-                write_lines(stdout, prediction_lines(rows.task, logits, form))
-                continue
-            path = Path(output) / output_name(rows.task, split, form) if to_folder else Path(output)
-            write_predictions(path, rows.task, logits, form)
-            print(f"{path}: {len(rows):,} predictions", file=sys.stderr)
+        for split, rows in _rows_to_read(block, task, arguments, output, Path(arguments.onnx)):
+            assert rows is not None, "a bundle's block names no function"
+            output.write(stdout, rows.task, split, classifier.logits(rows.text_a, rows.text_b), rows)
     return 0
+
+
+def _rows_to_read(
+    block: BertfastConfig, task: Task, arguments: Namespace, output: Output, model: Path
+) -> list[tuple[str, RawSplit | None]]:
+    """What `read_inputs` gives, or ("test", None) where there is nothing else to read and the input is an input_fn; no output is one of the inputs."""
+    from bertfast.readers import read_inputs, reads_standard_input
+
+    given, source = arguments.input, block.eval_input or block.train_input or InputConfig()
+    found: list[tuple[str, RawSplit | None]]
+    if given is None and source.input_fn is not None and not reads_standard_input(not output.is_folder):
+        found = [("test", None)]
+    else:
+        found = [*read_inputs(block, task, given, not output.is_folder, with_labels=False)]
+    if rank() == 0:
+        read = [rows.source for _, rows in found if rows is not None]
+        output.refuse_overwriting(task, [split for split, _ in found], [*read, *_inputs(block, task, arguments, model)])
+    return found
+
+
+def _inputs(block: BertfastConfig, task: Task, arguments: Namespace, model: Path) -> Iterator[str]:
+    """The files that a prediction must leave alone: those of the config, of its data, and of the model."""
+    from bertfast.config import find_config
+    from bertfast.readers import files_of
+
+    if arguments.config is not None:
+        yield str(find_config(arguments.config))
+    if arguments.input is not None and Path(arguments.input).is_dir():
+        yield from files_of(task, InputConfig(data_dir=arguments.input))
+    for part in (block.eval_input, block.train_input):
+        if part is not None:
+            yield from files_of(task, part)
+    yield from (str(file) for file in model.rglob("*") if file.is_file() and file.suffix not in _OUTPUT_SUFFIXES)
+
+
+def _from_function(block: BertfastConfig, task: Task, source: InputConfig, tokenizer, scratch: str) -> EncodedDataset:
+    from bertfast.data import load_dataset_for
+
+    return load_dataset_for(task, source.model_copy(update={"cache_dir": scratch}), "test", tokenizer, block.run.seed, block.truncation)

@@ -14,6 +14,7 @@ from .blocks import TaskConfig as TaskConfig
 from .blocks import TextInput as TextInput
 from .blocks import TruncationConfig as TruncationConfig
 from .deepspeed_keys import check_monitors as check_monitors
+from .files import find_config as find_config
 from .files import read_json_or_yaml as read_json_or_yaml
 from .load import load_config as load_config
 from .multitask import MultitaskConfig as MultitaskConfig

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from bertfast.config import BertfastConfig, InputConfig
 from bertfast.errors import ConfigError, DataError
 from bertfast.machine import world_size
+from bertfast.readers.delimited import read_csv, read_tsv
+from bertfast.readers.lines import BLOCK_ROWS, line_blocks
+from bertfast.readers.rows import Fields
+from bertfast.readers.sources import find_source
 from bertfast.readers.splits import RawSplit, load_split
 from bertfast.tasks import Task
 
@@ -67,11 +74,12 @@ def read_lines(task: Task, content: bytes, source: str) -> RawSplit:
     Raises:
         DataError: naming the line that is not UTF-8, not a pair, no object, or lacks a text; or no line at all.
     """
-    lines = _decode(content, source)
+    lines, objects = _decode(content, source), None
     if not lines:
         raise DataError(f"{source}: there is no text in it; give one text a line")
     if _is_object(lines[0]):
-        rows = [_texts_of_object(task, line, f"{source}, line {number}") for number, line in enumerate(lines, 1)]
+        objects = [_object(line, f"{source}, line {number}") for number, line in enumerate(lines, 1)]
+        rows = [_texts_of(task, row, f"{source}, line {number}") for number, row in enumerate(objects, 1)]
     elif task.is_pair:
         rows = [line.split("\t") for line in lines]
         for number, row in enumerate(rows, 1):
@@ -82,7 +90,9 @@ def read_lines(task: Task, content: bytes, source: str) -> RawSplit:
     else:
         rows = [[line] for line in lines]
     columns = [list(column) for column in zip(*rows, strict=True)]
-    return RawSplit.from_texts(task, columns[0], columns[1] if task.is_pair else None, source=source)
+    raw = RawSplit.from_texts(task, columns[0], columns[1] if task.is_pair else None, source=source)
+    raw.objects = objects
+    return raw
 
 
 def _decode(content: bytes, source: str) -> list[str]:
@@ -107,13 +117,17 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _texts_of_object(task: Task, line: str, where: str) -> list[str]:
+def _object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise DataError(f"{where}: not valid JSON ({error}); the first line is a JSON object, so each line must be one") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON {type(row).__name__}; the first line is a JSON object, so each line must be one")
+    return row
+
+
+def _texts_of(task: Task, row: dict[str, Any], where: str) -> list[str]:
     texts = []
     for column in task.text_columns:
         names: Sequence[str] = (column, *task.layout.aliases.get(column, ()))
@@ -124,6 +138,116 @@ def _texts_of_object(task: Task, line: str, where: str) -> list[str]:
             raise DataError(f"{where}: {name!r} is {json.dumps(row[name])}, where a text should be")
         texts.append(row[name])
     return texts
+
+
+# ------------------------------------------------------------------------------------------------------- the whole rows, not the texts alone
+
+
+def whole_rows(raw: RawSplit) -> tuple[tuple[str, ...], Iterator[Sequence[Any]]]:
+    """The columns of what was read, by name, and its rows, each whole: read again, in the order of `raw`. Values of a CSV or TSV are text, those of JSON
+    and Parquet as they are, None where a row has none.
+
+    What has no header of its own (lines of text, a set's own format, the hub) gives its texts alone, under the names of the task's columns.
+
+    Raises:
+        DataError: the file has changed since it was read.
+    """
+    path = Path(raw.source)
+    reader = _WHOLE_READERS.get(path.suffix.lower()) if raw.task.layout.kind in ("own", "glue") and path.is_file() else None
+    if raw.objects is not None:
+        return _table_of(lambda: enumerate(raw.objects or (), 1), raw)
+    if reader is None:
+        texts = [raw.text_a] if raw.text_b is None else [raw.text_a, raw.text_b]
+        return raw.task.text_columns, zip(*texts, strict=True)
+    return reader(path, raw)
+
+
+class _AllFields(Fields):
+    """Every field of a row, as a column; one that is not there is empty."""
+
+    def extract(self, rows: list[list[str]]) -> tuple[list[list[str]], list[str] | None]:
+        width = len(self.names)
+        filled = [row[:width] + [""] * (width - len(row)) for row in rows]
+        return [list(column) for column in zip(*filled, strict=True)], None
+
+
+def _delimited(path: Path, raw: RawSplit) -> tuple[tuple[str, ...], Iterator[Sequence[Any]]]:
+    found: list[_AllFields] = []
+
+    def locate(header: Sequence[str], where: str) -> _AllFields:
+        bare = raw.task.layout.no_header if int(raw.lines[0]) == 1 else None  # CoLA's training file has no header
+        found.append(_AllFields((), None, tuple(bare or header), has_header=bare is None))
+        return found[-1]
+
+    def rows() -> Iterator[tuple[int, Sequence[Any]]]:
+        for block in blocks:
+            yield from zip(block.lines, zip(*block.texts, strict=True), strict=True)
+
+    blocks = read_csv(path, locate) if path.suffix.lower() == ".csv" else read_tsv(path, locate)
+    first = next(blocks)  # now the header is known
+    blocks = itertools.chain([first], blocks)
+    return found[0].names, _rows_of(rows(), raw)
+
+
+def _jsonl(path: Path, raw: RawSplit) -> tuple[tuple[str, ...], Iterator[Sequence[Any]]]:
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        for first, lines in line_blocks(path):
+            for number, line in enumerate(lines, first):
+                if line.strip():
+                    yield number, _object(line, f"{path}, line {number}")
+
+    return _table_of(rows, raw)
+
+
+def _parquet(path: Path, raw: RawSplit) -> tuple[tuple[str, ...], Iterator[Sequence[Any]]]:
+    from pyarrow import parquet
+
+    def rows() -> Iterator[Sequence[Any]]:
+        with parquet.ParquetFile(path, memory_map=True) as file:
+            for batch in file.iter_batches(BLOCK_ROWS):
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    return tuple(parquet.read_schema(path).names), _rows_of(enumerate(rows()), raw)
+
+
+_WHOLE_READERS = {".csv": _delimited, ".tsv": _delimited, ".jsonl": _jsonl, ".json": _jsonl, ".parquet": _parquet}
+
+
+def _table_of(
+    objects: Callable[[], Iterator[tuple[int, dict[str, Any]]]], raw: RawSplit
+) -> tuple[tuple[str, ...], Iterator[Sequence[Any]]]:
+    """Numbered objects as a table: its columns are all their keys, in the order in which they first come. Read twice, since the header comes first."""
+    names = tuple(dict.fromkeys(key for _, row in objects() for key in row))
+    rows = ((number, [_writable(row.get(name)) for name in names]) for number, row in objects())
+    return tuple(map(_writable, names)), _rows_of(rows, raw)
+
+
+def _writable(value: Any) -> Any:
+    """The value; a string with its lone surrogates, which JSON can spell and UTF-8 cannot, as their escapes."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _rows_of(numbered: Iterator[tuple[int, Any]], raw: RawSplit) -> Iterator[Any]:
+    """Of numbered rows those that `raw` holds."""
+    for wanted in raw.lines.tolist():
+        row = next((row for number, row in numbered if number == wanted), None)
+        if row is None:
+            raise DataError(f"{raw.source}: has changed while it was read; write it first, and then predict")
+        yield row
+
+
+# ------------------------------------------------------------------------------------------------------------------------- what there is to read
+
+
+def files_of(task: Task, source: InputConfig) -> list[str]:
+    """The files (for aclImdb the folders) of this input that hold a split of the task, as far as they are there; none of the hub."""
+    if source.data_file is not None:
+        return [source.data_file]
+    found = []
+    for split in task.splits if source.data_dir is not None else ():
+        with contextlib.suppress(ConfigError, DataError):  # a split that is not there is no file to lose
+            found.append(find_source(task, source, split, with_labels=False).name)
+    return found
 
 
 def _configured(block: BertfastConfig | None) -> InputConfig:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +58,7 @@ class RawSplit:
     fingerprint: str
     unit: str = "line"
     parts: list[str] | None = None
+    objects: list[dict[str, Any]] | None = None  # the rows whole, where they came as JSON and are in no file that can be read again
 
     def __len__(self) -> int:
         return len(self.text_a)

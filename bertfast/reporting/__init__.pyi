@@ -1,11 +1,11 @@
 from .card import write_model_card as write_model_card
+from .predictions import FORMATS as FORMATS
 from .predictions import choose_format as choose_format
 from .predictions import clean_stdout as clean_stdout
 from .predictions import is_folder as is_folder
 from .predictions import output_name as output_name
-from .predictions import prediction_lines as prediction_lines
-from .predictions import write_lines as write_lines
 from .predictions import write_predictions as write_predictions
+from .predictions import write_to as write_to
 from .profiling import RunProfiler as RunProfiler
 from .progress import LOG_FILE as LOG_FILE
 from .progress import Progress as Progress
@@ -17,3 +17,4 @@ from .results import changed as changed
 from .results import run_facts as run_facts
 from .results import write_model_config as write_model_config
 from .results import write_results as write_results
+from .tables import Given as Given

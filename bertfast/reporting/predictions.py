@@ -1,4 +1,4 @@
-"""Predictions out: GLUE's submission format, or JSON lines with probabilities.
+"""Predictions out: GLUE's submission format, JSON lines with probabilities, or the input's own table with the answers beside it (`tables`).
 
 n examples, C classes (1 for regression).
 """
@@ -16,8 +16,12 @@ from typing import TextIO
 import numpy as np
 
 from bertfast.errors import ConfigError, NonFiniteLossError
+from bertfast.reporting.tables import Given, delimited_lines, write_parquet
 from bertfast.storage import replacing
 from bertfast.tasks import Task, softmax
+
+FORMATS = ("csv", "tsv", "parquet", "jsonl", "glue")
+_BY_SUFFIX = {".csv": "csv", ".tsv": "glue", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 # What GLUE's server wants the files of a submission to be called (gluebenchmark.com/faq), by task and split.
 _OFFICIAL_NAMES = {
@@ -39,14 +43,27 @@ _NUMBERED = ("cola", "sst2", "mrpc", "qqp", "wnli")  # GLUE wants their classes 
 def output_name(task: Task, split: str, format: str) -> str:
     """The name of a split's file in an output folder: GLUE's own where it has one, else task and split."""
     stem = _OFFICIAL_NAMES.get((task.name, split), task.name if split == "test" else f"{task.name}-{split}")
-    return f"{stem}.{'tsv' if format == 'glue' else 'jsonl'}"
+    return f"{stem}.{'tsv' if format == 'glue' else format}"
 
 
 def choose_format(format: str | None, output: str | None) -> str:
-    """The format asked for, or the one that the output's name implies: glue for a folder or a .tsv, jsonl for the rest."""
+    """The format asked for, or the one that the output's name implies: glue for a folder or a .tsv, csv and parquet for files of that name, jsonl
+    for a .jsonl or .json, and where there is no suffix, as of standard output.
+
+    Raises:
+        ConfigError: a suffix that implies none.
+    """
     if format is not None:
         return format
-    return "glue" if output is not None and (Path(output).suffix == ".tsv" or is_folder(output)) else "jsonl"
+    if output is not None and is_folder(output):
+        return "glue"
+    suffix = "" if output is None or (Path(output).exists() and not Path(output).is_file()) else Path(output).suffix
+    if suffix and suffix.lower() not in _BY_SUFFIX:
+        raise ConfigError(
+            f"--output {output}: no format is known by the suffix {suffix!r}; give a name that ends in {', '.join(_BY_SUFFIX)}, "
+            f"or say with --format which is meant: {', '.join(FORMATS)}"
+        )
+    return _BY_SUFFIX.get(suffix.lower(), "jsonl")
 
 
 def is_folder(output: str) -> bool:
@@ -54,17 +71,31 @@ def is_folder(output: str) -> bool:
     return output.endswith("/") or Path(output).is_dir()
 
 
-def write_predictions(path: str | Path, task: Task, logits: np.ndarray, format: str) -> None:
-    """Write the predictions of logits [n, C] to a file, whole or not at all; see `prediction_lines`."""
-    lines = prediction_lines(task, logits, format)
+def write_predictions(path: str | Path, task: Task, logits: np.ndarray, format: str, given: Given | None = None) -> None:
+    """Write the predictions of logits [n, C] to a file, whole or not at all; see `write_to`."""
     with replacing(path) as file:
-        write_lines(file, lines)
+        write_to(file, task, logits, format, given)
 
 
-def write_lines(file: TextIO, lines: Iterator[str]) -> None:
-    """Write lines to an open file."""
-    for line in lines:
-        file.write(f"{line}\n")
+def write_to(file: TextIO, task: Task, logits: np.ndarray, format: str, given: Given | None = None) -> None:
+    """Write the predictions of logits [n, C] to an open file, one a row in order.
+
+    glue, jsonl: see `prediction_lines`. csv, tsv, parquet: the columns of `given` (left out: `index`, from 0), and after them `prediction`, and for each class
+    `probability_NAME`, rounded to 6 digits; for a regression its number alone. A name that is taken already gets "_2".
+
+    Raises:
+        ConfigError: what a format cannot write: a tab or a line break in a name for glue, or anywhere for tsv.
+        NonFiniteLossError: naming the first row whose logits are NaN or infinite.
+    """
+    if format in ("glue", "jsonl"):
+        file.writelines(f"{line}\n" for line in prediction_lines(task, logits, format))
+        return
+    logits = _finite(logits)
+    table, answers = given or Given(("index",), ([index] for index in range(len(logits)))), _answers(task, logits)
+    if format == "parquet":
+        write_parquet(file.buffer, table, answers)
+    else:
+        file.writelines(delimited_lines(table, answers, format))
 
 
 @contextmanager
@@ -92,11 +123,25 @@ def prediction_lines(task: Task, logits: np.ndarray, format: str) -> Iterator[st
         ConfigError: a label name that holds a tab or a line break, which the glue format cannot write.
         NonFiniteLossError: naming the first row whose logits are NaN or infinite.
     """
+    logits = _finite(logits)
+    return _glue_lines(task, logits) if format == "glue" else _json_lines(task, logits)
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
     logits = np.asarray(logits, dtype=np.float64)
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(broken):
         raise NonFiniteLossError(f"the logits of {len(broken)} of {len(logits)} rows are not finite; the first is row {broken[0]}, from 0")
-    return _glue_lines(task, logits) if format == "glue" else _json_lines(task, logits)
+    return logits
+
+
+def _answers(task: Task, logits: np.ndarray) -> dict[str, list]:
+    """What a table gets beside its own columns, by name: float64 logits [n, C] -> n values each."""
+    if task.is_regression:
+        return {"prediction": logits[:, 0].round(6).tolist()}
+    names, probabilities = task.class_names, softmax(logits).round(6)
+    by_class = {f"probability_{name}": column.tolist() for name, column in zip(names, probabilities.T, strict=True)}
+    return {"prediction": [names[best] for best in logits.argmax(axis=1)], **by_class}
 
 
 def _glue_lines(task: Task, logits: np.ndarray) -> Iterator[str]:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,6 +54,18 @@ def write_json(path: str | Path, value: Any) -> None:
     with replacing(path) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
+
+
+def overwritten(output: str | Path, inputs: Iterable[str | Path]) -> Path | None:
+    """Which of these inputs, files or folders, a file written to `output` would destroy: the same file by any spelling, link or hard link, or a file in a
+    folder. None: no one, as where `output` is not there yet, or is no plain file."""
+    place = Path(os.path.realpath(output))
+    if not place.is_file():
+        return None
+    for given in map(Path, inputs):
+        if Path(os.path.realpath(given)) in place.parents or (given.is_file() and given.samefile(place)):
+            return given
+    return None
 
 
 def named(path: str | Path) -> Path:

@@ -193,6 +193,23 @@ def test_predict_of_standard_input(made, monkeypatch, capfd):
     assert [line["index"] for line in lines] == [0, 1] and lines[0]["probabilities"].keys() == set(LABELS)
 
 
+def test_predict_by_a_bundle_adds_columns_to_the_input(made, tmp_path, capsys):
+    import pandas
+
+    frame = pandas.DataFrame({"id": range(len(TEXTS)), "text": TEXTS, "label": [f'"{text[:3]}"\n' for text in TEXTS]})
+    frame.to_csv(tmp_path / "in.csv", index=False)
+    arguments = ["predict", "--onnx", str(made / "bundle"), "--input", str(tmp_path / "in.csv"), "--output"]
+    assert main([*arguments, str(tmp_path / "out.parquet")]) == 0
+    found, expected = pandas.read_parquet(tmp_path / "out.parquet"), eager_logits(made / "model", TEXTS)
+    assert list(found["text"]) == TEXTS and list(found["label"]) == list(frame["label"])
+    shares = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
+    assert np.abs(found[[f"probability_{name}" for name in LABELS]].to_numpy() - shares).max() < 2e-5
+    capsys.readouterr()
+    for output in (tmp_path / "in.csv", made / "bundle" / "model.onnx"):
+        assert main([*arguments, str(output), "--format", "csv"]) == 2
+        assert f"--output {output}: is an input of this command" in capsys.readouterr().err
+
+
 def test_predict_of_pairs(tmp_path):
     model = write_classifier(tmp_path / "model")
     block = BertfastConfig(

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from bertfast.cli import entry
-from bertfast.config.schema import BertfastConfig, TaskConfig
+from bertfast.config.schema import BertfastConfig, InputConfig, TaskConfig
 from bertfast.errors import CheckpointError, ConfigError, DataError
 from bertfast.readers import predict_input
-from bertfast.readers.predict_input import read_inputs, read_lines
+from bertfast.readers.predict_input import files_of, read_inputs, read_lines, whole_rows
 from bertfast.tasks.catalogue import get_task
 from bertfast.weights.folder import read_config
 from bertfast.weights.tokenizer import task_of_model
@@ -313,3 +313,120 @@ def test_predict_what_an_input_function_yields(classifier, tmp_path, monkeypatch
 def write_lines(folder, text):
     (folder / "lines.txt").write_text(text)
     return folder / "lines.txt"
+
+
+WHOLE = {
+    "a.csv": (
+        b'id,sentence,label\n007,"a ""good"", one",x\n\n8,"two\r\nlines",\n',
+        [["007", 'a "good", one', "x"], ["8", "two\nlines", ""]],
+    ),
+    "a.tsv": (b'id\tsentence\tnote\n007\t"good\tx\n8\tbad\t\n', [["007", '"good', "x"], ["8", "bad", ""]]),
+    "short.tsv": (b"sentence\tid\tnote\ngood\n", [["good", "", ""]]),
+    "a.jsonl": (
+        b'{"id": 7, "sentence": "good", "sad": "\\ud800"}\n\n{"sentence": "bad", "tags": ["x"], "id": 8}\n',
+        [[7, "good", "\\ud800", None], [8, "bad", None, ["x"]]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_rows_are_given_whole(tmp_path, name):
+    content, expected = WHOLE[name]
+    (tmp_path / name).write_bytes(content)
+    ((_, raw),) = read_inputs(block(), SST2, name, single=True, with_labels=False)
+    names, rows = whole_rows(raw)
+    rows = [list(row) for row in rows]
+    assert rows == expected and set(names) >= {"sentence", "id"} and len(rows) == len(raw)
+
+
+def test_rows_of_parquet_keep_their_types(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"id": [7, 8], "sentence": ["good", "bad"], "score": [0.5, 1.0]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    ((_, raw),) = read_inputs(block(), SST2, "a.parquet", single=True, with_labels=False)
+    names, rows = whole_rows(raw)
+    assert names == tuple(frame.columns) and [list(row) for row in rows] == frame.to_numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    "content, names, expected",
+    [
+        pytest.param(b"good\nbad\n", ("sentence",), [("good",), ("bad",)], id="lines"),
+        pytest.param(b'{"id": 7, "sentence": "good"}\n{"sentence": ""}', ("id", "sentence"), [[7, "good"], [None, ""]], id="json"),
+    ],
+)
+def test_rows_of_standard_input_are_given_whole(content, names, expected):
+    found, rows = whole_rows(read_lines(SST2, content, "standard input"))
+    assert (found, list(rows)) == (names, expected)
+
+
+def test_rows_of_a_set_with_no_header_are_its_texts(tmp_path):
+    (tmp_path / "test.csv").write_text('"2","good","film"\n')
+    ((_, raw),) = read_inputs(block(), get_task("ag_news"), "test.csv", single=True)
+    names, rows = whole_rows(raw)
+    assert (names, list(rows)) == (("text",), [("good film",)])
+
+
+def test_a_file_that_has_become_another_is_not_given_other_answers(tmp_path):
+    (tmp_path / "a.csv").write_text("sentence\ngood\nbad\n")
+    ((_, raw),) = read_inputs(block(), SST2, "a.csv", single=True)
+    (tmp_path / "a.csv").write_text("sentence\ngood\n")
+    with pytest.raises(DataError, match=r"a\.csv: has changed while it was read"):
+        list(whole_rows(raw)[1])
+
+
+def test_the_files_of_a_task_are_known(tmp_path):
+    write_test_set(tmp_path / "data", "test.tsv", "train.tsv", "notes.tsv")
+    assert files_of(SST2, InputConfig(data_dir="data")) == ["data/train.tsv", "data/test.tsv"]
+    assert files_of(SST2, InputConfig(data_file="x.csv")) == ["x.csv"] and files_of(SST2, InputConfig()) == []
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["a-file", "standard-input"])
+def test_predict_adds_columns_to_the_input(classifier, tmp_path, monkeypatch, piped):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"id": ["01", "02", "03", "04"], "sentence": TEXTS, "label": ["?", "", "x", "y"], "prediction": list("abcd")})
+    argv = ["predict", "CPU", "--checkpoint_path", str(classifier), "--output", "out.csv"]
+    if piped:
+        pipe(monkeypatch, frame.to_json(orient="records", lines=True).encode())
+    else:
+        frame.to_csv(tmp_path / "in.csv", index=False)
+        argv += ["--input", "in.csv"]
+    assert entry.main(argv) == 0
+    found = pandas.read_csv(tmp_path / "out.csv", dtype={"id": str}, keep_default_na=False)
+    assert found[list(frame.columns)].equals(frame)
+    logits = logits_of_transformers(classifier / "model", TEXTS)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert np.abs(found[["probability_negative", "probability_positive"]].to_numpy() - expected).max() < 2e-6
+    assert list(found["prediction_2"]) == [("negative", "positive")[best] for best in logits.argmax(axis=1)]
+
+
+def spelt(folder, place):
+    """Other spellings of a file: itself, from above, by a link, by a hard link, through a linked folder."""
+    (folder / "link").symlink_to(place)
+    (folder / "hard").hardlink_to(place)
+    (folder / "other").symlink_to(place.parent, target_is_directory=True)
+    return [place, f"{place.parent}/../{place.parent.name}/{place.name}", folder / "link", folder / "hard", folder / "other" / place.name]
+
+
+def test_predict_leaves_its_input_alone(classifier, tmp_path, capfd, monkeypatch):
+    data = tmp_path / "data"
+    write_test_set(data, "test.tsv", "train.tsv")
+    (tmp_path / "c.json").write_text((classifier / "model" / "bertfast.json").read_text())
+    argv = ["predict", "CPU", "--checkpoint_path", str(classifier), "--format", "csv"]
+    cases = [([*argv, "--input", "data/test.tsv"], output) for output in spelt(tmp_path, data / "test.tsv")]
+    cases += [([*argv, "--input", "data"], data / name) for name in ("test.tsv", "train.tsv")]
+    cases += [
+        ([*argv, "--config", "c.json", "--input", "data/test.tsv"], tmp_path / "c.json"),
+        ([*argv, "--config", "c.json"], data / "train.tsv"),
+    ]
+    cases += [([*argv, "--input", "data/test.tsv"], classifier / "model" / name) for name in ("config.json", "bertfast.json", "vocab.txt")]
+    files = [path for folder in (tmp_path, classifier) for path in folder.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    for command, output in cases:
+        assert entry.main([*command, "--output", str(output)]) == 2, output
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"bertfast: error: --output {output}: is an input of this command"), said
+    assert {path: path.read_bytes() for path in before} == before
+    (tmp_path / "out.csv").write_text("earlier")
+    assert entry.main([*argv, "--input", "data/test.tsv", "--output", "out.csv"]) == 0
+    assert (tmp_path / "out.csv").read_text().startswith("index,sentence,prediction,probability_negative")

@@ -22,7 +22,7 @@ PACKAGES = [
 ]
 
 LINT = ["deptry", "import-linter", "mypy", "ruff"]
-TEST = ["hypothesis", "packaging", "pytest", "pytest-xdist", "scikit-learn", "scipy", *LINT]
+TEST = ["hypothesis", "packaging", "pandas", "pytest", "pytest-xdist", "scikit-learn", "scipy", *LINT]
 BENCH = ["accelerate", "matplotlib", "pytest-benchmark"]
 MONITOR = ["tensorboard", "wandb"]
 SWEEP = ["matplotlib", "optuna"]

@@ -24,6 +24,7 @@ class TaskConfig(Block):
     text_columns: tuple[str, ...] = Field(min_length=1, max_length=2)  # one sentence, or a pair
     label_column: str = "label"
     label_names: tuple[str, ...] | None = None  # in class order; left out, they are read from the training data
+    kind: Literal["classification", "regression"] | None = None  # what labels are; left out: label_names, metric, or how they look, tells
     metric: str | None = None  # the metric that chooses the best checkpoint; left out: accuracy, or pearson for regression
 
 

@@ -18,7 +18,7 @@ from bertfast.errors import DataError
 from bertfast.readers import number_array, text_array
 from bertfast.tasks import Task
 
-CACHE_FORMAT = 1  # raise it when a reader, the tokenising or this file changes what comes out of the same input
+CACHE_FORMAT = 2  # raise it when a reader, the tokenising or this file changes what comes out of the same input
 
 BATCH_EXAMPLES = 1 << 13  # examples in a record batch
 

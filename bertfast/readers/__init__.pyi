@@ -10,6 +10,7 @@ from .predict_input import whole_rows as whole_rows
 from .rows import needs_labels as needs_labels
 from .rows import place as place
 from .sources import find_source as find_source
+from .sources import is_shard as is_shard
 from .splits import RawSplit as RawSplit
 from .splits import fingerprint_of as fingerprint_of
 from .splits import load_split as load_split

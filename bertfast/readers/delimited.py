@@ -22,13 +22,15 @@ from bertfast.readers.rows import Fields, Locate, Rows, some_rows
 logger = logging.getLogger(__name__)
 
 
-def read_tsv(path: Path, locate: Locate, short_rows: str = "error") -> Iterator[Rows]:
-    """A file of tab-separated fields with no quoting at all: a quote is a character like any other. Rows may be longer than the header.
+def read_tsv(path: Path, locate: Locate, short_rows: str = "error", long_rows: str = "error") -> Iterator[Rows]:
+    """A file of tab-separated fields with no quoting at all: a quote is a character like any other.
 
-    short_rows: what becomes of a row with too few fields: "error", "skip", or "fill" (its missing fields are empty).
+    short_rows: what becomes of a row with too few fields: "error", "skip", or "fill" (its missing fields are empty). long_rows: of one with
+    more fields than the header: "error", or "keep", for files that are known to have some.
 
     Raises:
-        DataError: see `line_blocks`; a missing column; a row with too few fields; no row after the header.
+        DataError: see `line_blocks`; a missing column; a row with too few or too many fields, quoted as in a CSV, or the header again; no row
+            after the header.
     """
     fields = None
     count = 0
@@ -42,6 +44,9 @@ def read_tsv(path: Path, locate: Locate, short_rows: str = "error") -> Iterator[
         if len(fields.names) > 1 and [""] in rows:
             numbers = [number for number, row in zip(numbers, rows, strict=True) if row != [""]]
             rows = [row for row in rows if row != [""]]
+        if long_rows == "error":
+            _check_rows(fields, rows, numbers, path, "a .tsv is read without quoting: a text that holds a tab belongs in a .csv")
+            _check_unquoted(fields, rows, numbers, path)
         yield from _extracted(fields, rows, numbers, path, short_rows)
         count += len(rows)
     some_rows(count, path)
@@ -61,13 +66,40 @@ def read_csv(path: Path, locate: Locate) -> Iterator[Rows]:
     width, count = len(fields.names), 0
     while block := list(itertools.islice(records, BLOCK_ROWS)):
         block = [(line, record or [""]) for line, record in block if record or width == 1]
-        for line, record in block:
-            if len(record) > width:
-                hint = "put quotes around a text that holds a comma"
-                raise DataError(f"{path}, line {line}: the row has {len(record)} fields, more than the {width} of the first row; {hint}")
-        yield from _extracted(fields, [record for _, record in block], [line for line, _ in block], path, "error")
+        lines, rows = [line for line, _ in block], [record for _, record in block]
+        _check_rows(fields, rows, lines, path, "put quotes around a text that holds a comma")
+        yield from _extracted(fields, rows, lines, path, "error")
         count += len(block)
     some_rows(count, path)
+
+
+def _check_rows(fields: Fields, rows: list[list[str]], lines: Sequence[int], path: Path, hint: str) -> None:
+    """Refuse a row with more fields than the first: no field of it is sure to be what the header says. Refuse the header among the rows, which
+    two files that were put together hold."""
+    width, header = len(fields.names), list(fields.names)
+    if any(len(row) > width for row in rows):
+        line, row = next((line, row) for line, row in zip(lines, rows, strict=True) if len(row) > width)
+        if line == 2 and all(len(row) == width + 1 for row in rows):
+            hint += ", and a column of row names needs a name in the header"
+        raise DataError(f"{path}, line {line}: the row has {len(row)} fields, more than the {width} of the first row; {hint}")
+    if fields.has_header and width > 1 and header in rows:
+        raise DataError(f"{path}, line {lines[rows.index(header)]}: the row is the header again; remove it")
+
+
+def _check_unquoted(fields: Fields, rows: list[list[str]], lines: Sequence[int], path: Path) -> None:
+    """Refuse a text that a writer of CSV has quoted, as pandas does with to_csv(sep="\t"): all its quotes are doubled, save the outer ones."""
+    for position in {position for positions in fields.texts for position in positions}:
+        for line, row in zip(lines, rows, strict=True):
+            text = row[position] if position < len(row) else ""
+            if text.startswith('"') and len(text) > 1 and text.endswith('"') and _is_doubled(text[1:-1]):
+                raise DataError(
+                    f"{path}, line {line}: the text is quoted as in a CSV, with every quote in it doubled, and a .tsv is read without quoting; "
+                    "save it as a .csv"
+                )
+
+
+def _is_doubled(inner: str) -> bool:
+    return '""' in inner and '"' not in inner.replace('""', "")
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -11,17 +11,21 @@ BLOCK_BYTES = 1 << 22
 
 BLOCK_ROWS = 1 << 14
 
+_GZIP = b"\x1f\x8b"
+
 
 def line_blocks(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, list[str]]]:
     """The lines of a text file, without their ends, in blocks: the number of the block's first line (from 1) and the lines.
 
     Raises:
-        DataError: a file that cannot be read or is empty, bytes that are not UTF-8 (naming line and byte).
+        DataError: a file that cannot be read or is empty or compressed, bytes that are not UTF-8 (naming line and byte).
     """
     first = 1
     try:
         with open(path, "rb") as stream:
             while block := stream.read(BLOCK_BYTES):
+                if first == 1 and block.startswith(_GZIP):
+                    raise DataError(f"{path}: the file is compressed; unpack it first, with gunzip")
                 block += stream.readline()
                 text = decode(block, path, first, encoding)
                 if first == 1:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bertfast.errors import DataError
 from bertfast.readers.lines import BLOCK_ROWS, line_blocks
 from bertfast.readers.rows import Columns, Rows, label_text, missing_column, not_a_text, some_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def read_jsonl(path: Path, columns: Columns) -> Iterator[Rows]:
     """One JSON object a line; blank lines are passed over. A label may be a string, a number or a boolean.
 
     Raises:
-        DataError: see `line_blocks`; a line that is no JSON object; a missing key; a text that is null or no string; a label that is null.
+        DataError: see `line_blocks`; a line that is no JSON object; a missing key, or one that stands twice; a text that is null or no
+            string; a label that is null.
     """
     label_names, count = None, 0
+    keys = [json.dumps(name, ensure_ascii=False) for names in (*columns.texts, columns.label) for name in names]
     for first, lines in line_blocks(path):
         texts: list[list[str]] = [[] for _ in columns.texts]
         labels, numbers = [], []
         for number, line in enumerate(lines, first):
             if not line.strip():
                 continue
-            row = _json_object(line, f"{path}, line {number}")
+            row = _json_object(line, f"{path}, line {number}", keys)
             if label_names is None:  # the first row decides whether there are labels
                 has_label = columns.needs_label or any(name in row for name in columns.label)
                 label_names = columns.label if has_label else ()
@@ -41,9 +48,12 @@ def read_jsonl(path: Path, columns: Columns) -> Iterator[Rows]:
         raise DataError(f"{path}: the file is empty")
 
 
-def _json_object(line: str, where: str) -> dict:
+def _json_object(line: str, where: str, keys: list[str]) -> dict:
+    """The object in a line. keys: those that are read, as JSON spells them."""
     try:
         row = json.loads(line)
+        if any(line.count(key) > 1 for key in keys):  # perhaps within a text: the slower look is taken at few lines
+            json.loads(line, object_pairs_hook=lambda pairs: _keys_once(pairs, where))
     except json.JSONDecodeError as error:
         raise DataError(f"{where}, column {error.colno}: not valid JSON: {error.msg}; a .jsonl file holds one object a line") from None
     except RecursionError:
@@ -51,6 +61,14 @@ def _json_object(line: str, where: str) -> dict:
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON {type(row).__name__}; a .jsonl file holds one object a line, with a key for each column")
     return row
+
+
+def _keys_once(pairs: list[tuple[str, object]], where: str) -> dict:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{where}: the key {twice!r} stands twice; rename one of them")
+    return dict(pairs)
 
 
 def _present(row: dict, names: tuple[str, ...], where: str) -> str:
@@ -79,15 +97,30 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Rows]:
     try:
         with parquet.ParquetFile(path, memory_map=True) as file:
             fields = columns.find(file.schema_arrow.names, str(path))
+            class_names = None if fields.label is None else _class_names(file.schema_arrow, fields.names[fields.label])
             wanted = [positions[0] for positions in fields.texts] + ([] if fields.label is None else [fields.label])
             names = [fields.names[position] for position in wanted]
             first = 0
             for batch in file.iter_batches(BLOCK_ROWS, columns=names):
-                yield _parquet_rows(batch, names, len(fields.texts), path, first)
+                yield replace(_parquet_rows(batch, names, len(fields.texts), path, first), class_names=class_names)
                 first += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a whole Parquet file: {error}") from error
     some_rows(first, path)
+
+
+def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None:
+    """The names of the classes 0, 1, 2..., where the library `datasets` has noted them in the schema: {"info": {"features": {column: {"names":
+    [...], "_type": "ClassLabel"}}}}, as JSON, under the key "huggingface"."""
+    import pyarrow as pa
+
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label_column]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
+    except (KeyError, TypeError, ValueError):
+        return None
+    is_number = pa.types.is_integer(schema.field(label_column).type)
+    return tuple(names) if names and is_number and all(isinstance(name, str) for name in names) else None
 
 
 def _parquet_rows(batch, names: list[str], num_texts: int, path: Path, first: int) -> Rows:

@@ -16,12 +16,14 @@ SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 @dataclass
 class Rows:
     """A block of rows. texts: one list for each text column. labels: as text, or None where the file has none. lines: the physical line on
-    which each row begins, from 1 (for Parquet the row, from 0). parts: for a folder of files, the file of each row."""
+    which each row begins, from 1 (for Parquet the row, from 0). parts: for a folder of files, the file of each row. class_names: what the
+    file itself calls the classes 0, 1, 2..., where its labels are such numbers."""
 
     texts: list[list[str]]
     labels: list[str] | None
     lines: Sequence[int]
     parts: list[str] | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def missing_column(names: Sequence[str], present: Sequence[str], where: str) -> 
     hint = f"; {meant}" if meant else ""
     if len(present) == 1 and any(mark in present[0] for mark in ",;\t"):
         hint = "; its fields are not separated as the file's suffix says (.tsv by tabs, .csv by commas)"
+    elif f'"{names[0]}"' in present:
+        hint = "; a .tsv is read without quoting: save it without quotes, or as a .csv"
     shown = ", ".join(map(repr, present)) or "nothing"
     return f"{where}: there is no column {names[0]!r}{others}; the columns are {shown}{hint}"
 
@@ -105,13 +109,13 @@ def not_a_text(value: object, where: str, column: str) -> str:
 
 
 def label_text(value: object, where: str, column: str) -> str:
-    """A label of any type as text: classes as they are, True as 1, numbers as Python writes them.
+    """A label of any type as text: classes as they are, True as JSON writes it, numbers as Python does.
 
     Raises:
         DataError: where there is none (null, or NaN), or it is a list or an object.
     """
     if isinstance(value, bool):
-        return str(int(value))
+        return str(value).lower()
     if value is None or value != value:
         raise DataError(f"{where}: the label in column {column!r} is missing ({'null' if value is None else 'NaN'}); every row needs one")
     if not isinstance(value, str | int | float):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,10 @@ from bertfast.readers.own_formats import check_classes, read_msr, read_reviews, 
 from bertfast.readers.records import read_jsonl, read_parquet
 from bertfast.readers.rows import SUFFIXES, Columns, Fields, Rows, Source, expected_layout, needs_labels
 from bertfast.tasks import Task
+
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+
+_SHARD = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)")  # the stem of one of the files that hold a split together, as the hub stores it
 
 OTHER_NAMES = {"dev": ("validation", "valid"), "dev_matched": ("validation_matched",), "dev_mismatched": ("validation_mismatched",)}
 
@@ -52,39 +57,80 @@ def _folder_source(task: Task, data_dir: Path, split: str, with_labels: bool) ->
         )
     tried = [data_dir, *(data_dir / name for name in task.layout.folders)]
     for folder in tried:
-        path = _split_file(task, folder, split)
-        if path is not None:
-            return _file_source(task, path, split, with_labels)
+        paths = _split_files(task, folder, split)
+        if paths:
+            return _file_source(task, paths[0], split, with_labels) if len(paths) == 1 else _sharded(task, paths, split, with_labels)
     raise DataError(
         f"data_dir {data_dir}: no data for split {split!r} of task {task.name}; looked for {expected_layout(task, split)} "
         f"(or {split} as {', '.join(SUFFIXES)}){_neighbours(data_dir)}"
     )
 
 
-def _split_file(task: Task, folder: Path, split: str) -> Path | None:
-    """The file (for aclImdb the folder) of a split: an official name, else one of that stem, else the only `<split>_*` or `<split>-*`."""
+def _split_files(task: Task, folder: Path, split: str) -> list[Path]:
+    """The file (for aclImdb the folder) of a split: an official name, else one of that stem, else the only `<split>_*` or `<split>-*`; or all
+    of its shards, in order. Empty where there is none."""
     stems = (split, *OTHER_NAMES.get(split, ()))
     for name in task.layout.files.get(split, ()):
         path = folder / name
         if path.is_file() or (task.layout.kind == "imdb" and (path / "pos").is_dir()):
-            return path
+            return [path]
     found = [folder / (stem + suffix) for stem in stems for suffix in SUFFIXES if (folder / (stem + suffix)).is_file()]
     if not found and folder.is_dir():
         patterns = [f"{stem}{mark}*{suffix}" for stem in stems for mark in "_-" for suffix in SUFFIXES]
         found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        if shards := _whole_shards(found):
+            return shards
     if len(found) > 1:
         raise DataError(
             f"{folder}: more than one file could be split {split!r}: {', '.join(path.name for path in found)}; name one as data_file"
         )
-    return found[0] if found else None
+    return found
+
+
+def _whole_shards(paths: list[Path]) -> list[Path]:
+    """These files in their order, where they are the shards of one split; empty where they are not.
+
+    Raises:
+        DataError: naming the first shard that is not there.
+    """
+    found = [(match, path) for path in paths if (match := _SHARD.fullmatch(path.stem))]
+    if not found or len(found) < len(paths) or len({(match[1], match[3], path.suffix) for match, path in found}) > 1:
+        return []
+    by_number = {int(match[2]): path for match, path in found}
+    (match, path), first = found[0], int(int(found[0][0][3]) in by_number)  # some count them from 1
+    for number in range(first, first + int(match[3])):
+        if number not in by_number:
+            missing = f"{match[1]}-{number:0{len(match[2])}}-of-{match[3]}{path.suffix}"
+            raise DataError(f"{path.parent}: {missing} is not there, one of {int(match[3])} files that are a split together; fetch it too")
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def is_shard(source: str) -> bool:
+    """Whether a source is one file of several that hold a split together."""
+    match = _SHARD.fullmatch(Path(source).stem)
+    return match is not None and int(match[3]) > 1
+
+
+def _sharded(task: Task, paths: list[Path], split: str, with_labels: bool) -> Source:
+    """The shards of a split as one source, whose rows are named by their file too."""
+    sources = [_file_source(task, path, split, with_labels) for path in paths]
+
+    def rows() -> Iterator[Rows]:
+        for source, path in zip(sources, paths, strict=True):
+            for block in source.rows():
+                yield replace(block, parts=[path.name] * len(block.lines))
+
+    name = paths[0].parent / _SHARD.sub(r"\1-*-of-\3", paths[0].name)
+    return replace(sources[0], name=str(name), rows=rows, digest=lambda: _digest(paths, paths[0].parent))
 
 
 def _neighbours(folder: Path) -> str:
     if not folder.is_dir():
         return f" ({folder} is no folder either)"
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    packed = [name for name in names if name.endswith(_PACKED)]
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    return f"; {folder} holds {shown or 'nothing'}"
+    return f"; {folder} holds {shown or 'nothing'}" + (f" ({packed[0]} is compressed: unpack it first)" if packed else "")
 
 
 def _file_source(task: Task, path: Path, split: str, with_labels: bool) -> Source:
@@ -104,13 +150,16 @@ def _file_source(task: Task, path: Path, split: str, with_labels: bool) -> Sourc
         rows = partial(read_msr, path, extra[0] if extra else None, columns, split)
     elif suffix == ".tsv":
         short_rows = ("skip" if needs_labels(task, split) else "fill") if layout.skip_short_rows else "error"
-        rows = partial(read_tsv, path, _locator(task, columns), short_rows)
+        is_official = any(path.name in names for names in layout.files.values())
+        rows = partial(read_tsv, path, _locator(task, columns), short_rows, "keep" if is_official else "error")
     elif suffix == ".csv":
         rows = partial(read_csv, path, _locator(task, columns))
     elif suffix in (".jsonl", ".json"):
         rows = partial(read_jsonl, path, columns)
     elif suffix == ".parquet":
         rows = partial(read_parquet, path, columns)
+    elif suffix in _PACKED:
+        raise DataError(f"{path}: the file is compressed; unpack it first")
     else:
         raise DataError(f"{path}: the suffix {suffix!r} is not known; give a file that ends in {', '.join(SUFFIXES)}")
     if layout.newline_escape is not None:

@@ -168,14 +168,18 @@ def split_texts(task: Task | TaskConfig | str, input_config: InputConfig, split:
 def read_split(task: Task, source: Source, split: str, with_labels: bool = True) -> RawSplit:
     fingerprint = source_fingerprint(task, source, split)
     texts: list[list[pa.Array]] = [[] for _ in task.text_columns]
-    lines, parts, labels, has_labels = [], [], LabelTable(), True
+    lines: list[np.ndarray] = []
+    parts, labels, has_labels, class_names = [], LabelTable(), True, None
     for block in source.rows():
         for chunks, column in zip(texts, block.texts, strict=True):
             chunks.append(_checked(column, source.name, source.unit, block.lines, block.parts))
+        found = block.labels if with_labels else None
+        if lines and ((found is not None) != has_labels or block.class_names != class_names):
+            here = place(source.name, source.unit, int(block.lines[0]), None if block.parts is None else block.parts[0])
+            raise DataError(f"{here}: labels begin or end here, or other class names hold; make the files of a split alike")
         lines.append(np.asarray(block.lines, dtype=np.int32))
         parts += block.parts or []
-        found = block.labels if with_labels else None
-        has_labels = found is not None
+        has_labels, class_names = found is not None, block.class_names
         if found is not None:
             labels.add(found)
     if not lines:
@@ -184,7 +188,9 @@ def read_split(task: Task, source: Source, split: str, with_labels: bool = True)
     text_b = columns[1] if task.is_pair else None
     raw = RawSplit(task, columns[0], text_b, None, source.name, np.concatenate(lines), fingerprint, source.unit, parts or None)
     if has_labels:
-        raw.task, raw.labels = labels.resolve(task, raw.where, source.first_label, hidden=not needs_labels(task, split))
+        raw.task, raw.labels = labels.resolve(
+            task, raw.where, source.first_label, hidden=not needs_labels(task, split), names_of_file=class_names
+        )
     return raw
 
 

@@ -41,10 +41,28 @@ def _own_task(config: TaskConfig) -> Task:
     if config.metric is not None and config.metric not in (known := sorted((*CLASS_METRICS, *REGRESSION_METRICS))):
         hint = did_you_mean(config.metric, known, f"known metrics: {', '.join(known)}")
         raise ConfigError(f"{where}: metric = {config.metric!r}: there is no such metric; {hint}")
-    task = Task(config.name, config.text_columns, config.label_column, label_names=None, metrics=(), main_metric=config.metric or "")
+    _check_kind(config, where)
+    task = Task(
+        config.name,
+        config.text_columns,
+        config.label_column,
+        label_names=None,
+        kind=config.kind,
+        metrics=(),
+        main_metric=config.metric or "",
+    )
     if names is not None:
         return task.with_labels(names)
-    return task.with_labels(None) if config.metric in REGRESSION_METRICS else task
+    return task.with_labels(None) if config.kind == "regression" or config.metric in REGRESSION_METRICS else task
+
+
+def _check_kind(config: TaskConfig, where: str) -> None:
+    """Raise ConfigError where `kind` contradicts the other keys."""
+    if config.kind == "regression" and config.label_names is not None:
+        raise ConfigError(f"{where}: kind = 'regression' has scores and no classes; leave out label_names, or make kind 'classification'")
+    of = "regression" if config.metric in REGRESSION_METRICS else "classification"
+    if None not in (config.kind, config.metric) and config.kind != of:
+        raise ConfigError(f"{where}: kind = {config.kind!r}, but metric = {config.metric!r} is one of {of}; change one of them")
 
 
 def _glue(name, folders, text_columns, label_names, *, label_column="label", hub_columns=None, layout=None, **rest) -> Task:

@@ -51,8 +51,8 @@ class Task:
     """One text classification or regression task.
 
     text_columns: one column (a sentence) or two (a pair). label_names: in class order; None for regression, and for a user's own task
-    whose classes are not known until its training data is read (`is_complete` tells). metrics: functions of metrics.py;
-    main_metric picks the best checkpoint. published: source -> metric -> the score of BERT-base, as a fraction.
+    whose classes are not known until its training data is read (`is_complete` tells). kind: what the config says of labels that are not
+    known yet; with None, they tell by how they look. metrics: functions of metrics.py; main_metric picks the best checkpoint. published: source -> metric -> the score of BERT-base, as a fraction.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Task:
     label_column: str
     label_names: tuple[str, ...] | None
     is_regression: bool = False
+    kind: str | None = None
     metrics: tuple[str, ...] = ("accuracy",)
     main_metric: str = "accuracy"
     train_splits: tuple[str, ...] = ("train",)

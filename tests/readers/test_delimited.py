@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import logging
 
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,7 +96,56 @@ def test_tsv_has_no_quoting(tmp_path):
 
 def test_tsv_columns_are_found_by_name_in_rows_longer_than_the_header(tmp_path):
     path = written(tmp_path, "index\tgold_label\tgenre\tpremise\tsentence2\n0\tneutral\tg\tone\ttwo\textra\tmore\n")
-    assert gathered(read_tsv(path, PAIR.find)) == ([["one"], ["two"]], ["neutral"], [2])
+    assert gathered(read_tsv(path, PAIR.find, long_rows="keep")) == ([["one"], ["two"]], ["neutral"], [2])
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "hint"),
+    [
+        pytest.param("text\tlabel\nbad\t0\nrated\t1\tbut bad\t0\n", 3, "a text that holds a tab belongs in a .csv$", id="a-raw-tab"),
+        pytest.param("text\tlabel\n1\tgood\t1\n2\tbad\t0\n", 2, "a column of row names needs a name in the header$", id="r"),
+        pytest.param("text\nbad\n7\tgood\n", 3, "a text that holds a tab belongs in a .csv$", id="one-column"),
+    ],
+)
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_tsv_rows_longer_than_the_header(tmp_path, monkeypatch, content, line, hint, block):
+    monkeypatch.setattr(lines_module, "BLOCK_BYTES", block)
+    path = written(tmp_path, content)
+    with pytest.raises(DataError, match=f"{path}, line {line}: the row has [234] fields, more than the [12] of the first row; .*{hint}"):
+        list(read_tsv(path, Columns((("text",),), ("label",), needs_label=False).find))
+
+
+@pytest.mark.parametrize("text", ["tab\tin it", 'he said "hi"', "two\nlines", "plain", '"', "a, b"])
+@pytest.mark.parametrize(("separator", "read", "name"), [("\t", read_tsv, "x.tsv"), (",", read_csv, "x.csv")])
+def test_what_pandas_writes_is_read_as_pandas_reads_it_or_refused(tmp_path, text, separator, read, name):
+    path = tmp_path / name
+    pandas.DataFrame({"text": ["first", text], "label": [0, 1]}).to_csv(path, sep=separator, index=False)
+    truth = pandas.read_csv(path, sep=separator)
+    assert truth["text"].tolist() == ["first", text]
+    if read is read_tsv and text not in ("plain", "a, b"):
+        with pytest.raises(DataError, match=f"{path}, line 3: .*belongs? in a .csv|{path}, line 3: .*save it as a .csv"):
+            list(read(path, COLUMNS.find))
+    else:
+        assert gathered(read(path, COLUMNS.find))[:2] == ([truth["text"].tolist()], truth["label"].astype(str).tolist())
+
+
+@pytest.mark.parametrize(("read", "separator"), [(read_tsv, "\t"), (read_csv, ",")])
+def test_the_header_among_the_rows(tmp_path, read, separator):
+    path = written(tmp_path, "text,label\na,1\ntext,label\nb,0\n".replace(",", separator), "x")
+    with pytest.raises(DataError, match=f"{path}, line 3: the row is the header again; remove it"):
+        list(read(path, COLUMNS.find))
+
+
+def test_a_header_in_quotes(tmp_path):
+    path = written(tmp_path, '"text"\t"label"\n"a"\t"0"\n')
+    with pytest.raises(DataError, match="no column 'text'; .*a .tsv is read without quoting"):
+        list(read_tsv(path, COLUMNS.find))
+
+
+def test_a_compressed_file_by_another_name(tmp_path):
+    path = written(tmp_path, gzip.compress(b"text,label\na,1\n"), "x.csv")
+    with pytest.raises(DataError, match=f"{path}: the file is compressed; unpack it first"):
+        list(read_csv(path, COLUMNS.find))
 
 
 def test_tsv_rows_shorter_than_the_header_will_do_where_nothing_needed_is_missing(tmp_path):

@@ -7,6 +7,7 @@ import re
 
 import pyarrow as pa
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from pyarrow import parquet
 
 from bertfast.errors import DataError
@@ -41,7 +42,15 @@ def test_jsonl(tmp_path):
         {"text": "x", "label": 2.5},
     ]
     path = written(tmp_path, *map(json.dumps, rows[:2]), "", *map(json.dumps, rows[2:]))
-    assert gathered(read_jsonl(path, COLUMNS)) == ([["naïve 😀", "", "two\nlines", "x"]], ["yes", "1", "1", "2.5"], [1, 2, 4, 5])
+    assert gathered(read_jsonl(path, COLUMNS)) == ([["naïve 😀", "", "two\nlines", "x"]], ["yes", "1", "true", "2.5"], [1, 2, 4, 5])
+
+
+def test_jsonl_keys_that_stand_twice(tmp_path):
+    path = written(tmp_path, '{"text": "a \\"text\\"", "label": "text"}', '{"text": "b", "label": 1, "n": {"text": 1}}')
+    assert gathered(read_jsonl(path, COLUMNS))[:2] == ([['a "text"', "b"]], ["text", "1"])
+    path = written(tmp_path, '{"text": "a", "label": 0}', '{"text": "b", "label": 1, "label": 0}')
+    with pytest.raises(DataError, match=re.escape(f"{path}, line 2: the key 'label' stands twice; rename one of them")):
+        list(read_jsonl(path, COLUMNS))
 
 
 def test_jsonl_without_labels(tmp_path):
@@ -98,13 +107,28 @@ def test_parquet(tmp_path, monkeypatch, block_rows):
     [
         pytest.param(pa.array(["x", "y"]).dictionary_encode(), ["x", "y"], id="categories"),
         pytest.param(pa.array([0.5, 2.0], pa.float32()), ["0.5", "2.0"], id="floats"),
-        pytest.param(pa.array([True, False]), ["1", "0"], id="booleans"),
+        pytest.param(pa.array([True, False]), ["true", "false"], id="booleans"),
         pytest.param(pa.array([3, 250], pa.uint8()), ["3", "250"], id="small-integers"),
     ],
 )
 def test_parquet_labels(tmp_path, labels, expected):
     path = parquet_file(tmp_path, text=pa.array(["a", "b"], pa.large_string()), label=labels)
     assert gathered(read_parquet(path, COLUMNS))[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "names"),
+    [
+        pytest.param({"label": ClassLabel(names=["neg", "pos"]), "text": Value("string")}, [1, 0], ("neg", "pos"), id="classes"),
+        pytest.param({"label": Value("int64"), "text": Value("string")}, [1, 0], None, id="numbers"),
+        pytest.param({"label": Value("string"), "text": Value("string")}, ["x", "y"], None, id="names"),
+    ],
+)
+def test_the_names_that_datasets_notes_in_a_parquet_file(tmp_path, features, labels, names):
+    path = tmp_path / "x.parquet"
+    Dataset.from_dict({"text": ["a", "b"], "label": labels}, Features(features)).to_parquet(path)
+    (block,) = read_parquet(path, COLUMNS)
+    assert block.class_names == names and block.labels == [str(label) for label in labels]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import datasets
+import pandas
 import pytest
 from huggingface_hub import constants, is_offline_mode
 
@@ -263,6 +264,88 @@ def test_own_folder(tmp_path):
     put(tmp_path, train__jsonl="{}")
     with pytest.raises(DataError, match=r"more than one file could be split 'train': train.csv, train.jsonl; name one as data_file"):
         load_split(OWN, InputConfig(data_dir=str(tmp_path)), "train")
+
+
+def shards(folder, suffix, *numbers, of=2, rows=3):
+    """Shards of a split as `datasets` writes them, of texts "0 0", "0 1"...; label 0 or 1 after the shard."""
+    for number in numbers:
+        table = pandas.DataFrame({"question": [f"{number} {row}" for row in range(rows)], "answer": [str(number % 2)] * rows})
+        path = folder / f"train-{number:05}-of-{of:05}{suffix}"
+        if suffix == ".parquet":
+            table.to_parquet(path)
+        elif suffix == ".jsonl":
+            table.to_json(path, orient="records", lines=True)
+        else:
+            table.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+
+
+@pytest.mark.parametrize(("suffix", "last"), [(".parquet", "row 2 (from 0)"), (".jsonl", "line 3"), (".csv", "line 4"), (".tsv", "line 4")])
+def test_the_shards_of_a_split_are_read_together(tmp_path, suffix, last):
+    shards(tmp_path, suffix, 1, 0)
+    raw = load_split(OWN, InputConfig(data_dir=str(tmp_path)), "train")
+    assert list(raw.text_a) == ["0 0", "0 1", "0 2", "1 0", "1 1", "1 2"] and raw.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert raw.source == str(tmp_path / f"train-*-of-00002{suffix}")
+    assert raw.where(5) == f"{raw.source}, train-00001-of-00002{suffix}, {last}"
+    before = raw.fingerprint
+    shards(tmp_path, suffix, 1, rows=2)
+    assert load_split(OWN, InputConfig(data_dir=str(tmp_path)), "train").fingerprint != before
+
+
+def test_many_shards_are_in_the_order_of_their_numbers(tmp_path):
+    shards(tmp_path, ".csv", *range(1, 12), of=11, rows=1)  # some programs count from 1
+    texts = load_split(OWN, InputConfig(data_dir=str(tmp_path)), "train").text_a
+    assert [int(text.split()[0]) for text in texts] == list(range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"), [([0], "train-00001-of-00003.csv"), ([1, 2], "train-00000-of-00003.csv"), ([0, 2], "train-00001")]
+)
+def test_a_shard_that_is_not_there(tmp_path, there, missing):
+    shards(tmp_path, ".csv", *there, of=3)
+    with pytest.raises(DataError, match=f"{tmp_path}: {missing}.* is not there, one of 3 files"):
+        load_split(OWN, InputConfig(data_dir=str(tmp_path)), "train")
+
+
+def test_shards_of_two_splittings(tmp_path):
+    shards(tmp_path, ".csv", 0, 1)
+    shards(tmp_path, ".csv", 0, of=3)
+    with pytest.raises(DataError, match="more than one file could be split 'train'"):
+        load_split(OWN, InputConfig(data_dir=str(tmp_path)), "train")
+
+
+def test_shards_that_are_not_alike(tmp_path):
+    put(tmp_path, **{"test-0-of-2__csv": "question,answer\na,yes\n", "test-1-of-2__csv": "question\nb\n"})
+    with pytest.raises(DataError, match="test-1-of-2.csv, line 2: labels begin or end here"):
+        load_split(OWN, InputConfig(data_dir=str(tmp_path)), "test")
+
+
+def test_class_names_of_a_parquet_file_hold_for_training_and_evaluation(tmp_path):
+    """The truth is int2str of `datasets`, whatever order the other file has the classes in."""
+    texts, label, task = ["a", "b", "c"], [1, 0, 1], OWN
+    for split, names in (("train", ["neg", "pos"]), ("dev", ["pos", "neg"])):
+        features = datasets.Features({"question": datasets.Value("string"), "answer": datasets.ClassLabel(names=names)})
+        data = datasets.Dataset.from_dict({"question": texts, "answer": label}, features)
+        data.to_parquet(tmp_path / f"{split}.parquet")
+        raw = load_split(task, InputConfig(data_dir=str(tmp_path)), split)
+        assert raw.task.label_names == ("neg", "pos")
+        assert [raw.task.label_names[index] for index in raw.labels] == data.features["answer"].int2str(label)
+        task = raw.task
+
+
+@pytest.mark.parametrize("name", ["train.csv.gz", "train.jsonl.zip"])
+def test_compressed_files(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match=f"{name}: the file is compressed; unpack it first"):
+        load_split(OWN, InputConfig(data_file=str(tmp_path / name)), "train")
+    with pytest.raises(DataError, match=rf"no data for split 'train'.*\({name} is compressed: unpack it first\)"):
+        load_split(OWN, InputConfig(data_dir=str(tmp_path)), "train")
+
+
+def test_official_files_may_have_rows_longer_than_the_header(tmp_path):
+    put(tmp_path, train__tsv="sentence\tlabel\na\t1\tx\n", mine__tsv="sentence\tlabel\na\t1\tx\n")
+    assert load_split("sst2", InputConfig(data_dir=str(tmp_path)), "train").labels.tolist() == [1]
+    with pytest.raises(DataError, match="mine.tsv, line 2: the row has 3 fields"):
+        load_split("sst2", InputConfig(data_file=str(tmp_path / "mine.tsv")), "train")
 
 
 def test_the_eval_file_must_hold_known_labels(tmp_path):

@@ -149,6 +149,13 @@ def test_own_metric_comes_with_the_default_one():
     assert task.metrics == ("accuracy", "f1") and task.main_metric == "f1"
 
 
+def test_the_kind_makes_it_regression():
+    task = get_task(TaskConfig(text_columns=("a",), kind="regression"))
+    assert task.is_regression and task.main_metric == "pearson" and task.is_complete
+    task = get_task(TaskConfig(text_columns=("a",), kind="classification", metric="f1"))
+    assert not task.is_complete and task.kind == "classification" and task.main_metric == "f1"
+
+
 def test_a_regression_metric_makes_it_regression():
     task = get_task(TaskConfig(text_columns=("a",), metric="spearman"))
     assert task.is_regression and task.main_metric == "spearman"
@@ -161,6 +168,11 @@ def test_a_regression_metric_makes_it_regression():
         pytest.param({"text_columns": ("label",)}, "'label' stands twice", id="label-is-a-text"),
         pytest.param({"text_columns": ("a",), "label_names": ("x", "y", "x")}, "label_names holds 'x' twice", id="name-twice"),
         pytest.param({"text_columns": ("a",), "label_names": ("x",)}, "label_names has 1 name", id="one-class"),
+        pytest.param(
+            {"text_columns": ("a",), "kind": "regression", "label_names": ("x", "y")}, "kind = 'regression' has scores", id="kind-names"
+        ),
+        pytest.param({"text_columns": ("a",), "kind": "regression", "metric": "f1"}, "kind = 'regression'.*classification", id="kind-f1"),
+        pytest.param({"text_columns": ("a",), "kind": "classification", "metric": "pearson"}, "metric = 'pearson'.*regression", id="kind"),
         pytest.param({"text_columns": ("a",), "label_names": ("x", "y"), "metric": "pearson"}, "metric = 'pearson'.*classes", id="metric"),
     ],
 )

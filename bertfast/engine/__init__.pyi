@@ -15,4 +15,5 @@ from .ranks import start_ranks as start_ranks
 from .state import load_training_state as load_training_state
 from .state import save_training_state as save_training_state
 from .state import saved_facts as saved_facts
+from .state import schedule_follows_config as schedule_follows_config
 from .state import whole_state as whole_state

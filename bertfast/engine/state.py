@@ -75,11 +75,13 @@ def saved_facts(path: Path) -> dict | None:
 
 
 def load_training_state(engine, path: Path) -> dict:
-    """Load weights, optimizer and schedule from a checkpoint; returns the client state that was saved with them.
+    """Load weights, optimizer and schedule from a checkpoint; returns the client state that was saved with them. Rates and other settings of the
+    optimizer are then those of this engine's config, and the rates those of its schedule at the step that was saved.
 
     Raises:
         CheckpointError: it does not fit, whatever DeepSpeed says to that: it raises errors of many kinds, some plain Exceptions.
     """
+    own = [{key: value for key, value in group.items() if key != "params"} for group in engine.lr_scheduler.optimizer.param_groups]
     try:
         _, client_state = engine.load_checkpoint(str(path), tag=_STATE)
     except Exception as error:
@@ -88,7 +90,35 @@ def load_training_state(engine, path: Path) -> dict:
         ) from error
     if client_state is None:
         raise CheckpointError(f"{path}: DeepSpeed finds no state there; resume with the ZeRO stage that wrote it")
+    if schedule_follows_config(engine):
+        _go_on_by_own_schedule(engine.lr_scheduler, own)
     return client_state
+
+
+def schedule_follows_config(engine) -> bool:
+    """Whether the rates after a load are those of this engine's config: all but those of torch's own schedulers, whose settings are part of the
+    state that is loaded, as the optimizer's are."""
+    return _is_ours(engine.lr_scheduler) or hasattr(engine.lr_scheduler, "last_batch_iteration")
+
+
+def _is_ours(scheduler) -> bool:
+    return isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+
+
+def _go_on_by_own_schedule(scheduler, own: list[dict]) -> None:
+    """Undo what a load has done to a schedule, save for its step: it brings the rate of the next step as the schedule that was saved had it, which is
+    another where the length of the run has changed, and the base rates. own: each group's settings before the load."""
+    groups = scheduler.optimizer.param_groups
+    for group, settings in zip(groups, own, strict=True):
+        group.update(settings)
+    if _is_ours(scheduler):
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+    elif scheduler.last_batch_iteration >= 0:  # DeepSpeed's own keep their step alone, and give their rates to the groups as they step
+        scheduler.step(scheduler.last_batch_iteration)
 
 
 def _masters(engine) -> dict[str, torch.Tensor]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bertfast.cli.parser import overrides, starts_from_checkpoint
-from bertfast.config import Config, configs_of, load_config
+from bertfast.config import Config, InputConfig, configs_of, load_config
 from bertfast.errors import CheckpointError
 from bertfast.machine import rank
 from bertfast.storage import folders
 from bertfast.tasks import get_task
+from bertfast.wording import counted
 
 if TYPE_CHECKING:
     from bertfast.training import Trainer
@@ -28,18 +29,29 @@ def exporter():
 
 
 def config_of(arguments: Namespace) -> Config:
-    """The config of --config, or the one that a fine-tuned model's folder carries; its task is known to exist."""
+    """The config of --config, or the one that a fine-tuned model's folder carries (for `predict`, one made from what the folder is); its task is known to
+    exist.
+
+    Raises:
+        ConfigError, CheckpointError: there is none, or --checkpoint_path is not the folder of a model.
+    """
     from bertfast.reporting import MODEL_CONFIG_FILE
 
+    if arguments.checkpoint_path is not None:
+        _refuse_other_places(arguments)
     if arguments.config is not None:
         config = load_config(arguments.config, overrides(arguments))
     else:
         folder = Path(arguments.checkpoint_path)
         files = (folder / MODEL_CONFIG_FILE, folders.standing(folder / "model") / MODEL_CONFIG_FILE)
         file = next((file for file in files if file.is_file()), None)
-        if file is None:
-            raise CheckpointError(f"--checkpoint_path {folder}: no {MODEL_CONFIG_FILE} there; name the config with --config")
-        config = load_config(file, overrides(arguments))
+        if file is None and arguments.command != "predict":
+            none = f"no {MODEL_CONFIG_FILE} there" if folder.is_dir() else f"there is no such folder, so no {MODEL_CONFIG_FILE}"
+            raise CheckpointError(f"--checkpoint_path {folder}: {none}; name the config with --config")
+        config = load_config(_plain_config(arguments) if file is None else file, overrides(arguments))
+        if file is None and rank() == 0:
+            columns, length = get_task(config.bertfast.task).text_columns, (config.bertfast.eval_input or InputConfig()).max_sequence_length
+            tell_progress(f"{folder}: no {MODEL_CONFIG_FILE} there; texts are those of {' and '.join(columns)}, cut to {length} tokens")
     given = vars(arguments)
     validates_training = given.get("validate_only") and given.get("mode") != "pretrain"
     if arguments.command in _CLASSIFYING or validates_training:
@@ -47,6 +59,42 @@ def config_of(arguments: Namespace) -> Config:
     for part in configs_of(config):
         get_task(part.bertfast.task)
     return config
+
+
+def _refuse_other_places(arguments: Namespace) -> None:
+    """Raise CheckpointError where --checkpoint_path is a file, a bundle, in which there are no weights to train, or a folder of training checkpoints."""
+    given = arguments.checkpoint_path
+    path = Path(given).expanduser()
+    if path.is_file():
+        is_config = path.suffix in (".yaml", ".yml", ".json") and not (path.parent / "config.json").is_file()
+        what = f"a config is named with --config {given}" if is_config else f"give the folder that it lies in: {path.parent}"
+        raise CheckpointError(f"--checkpoint_path {given}: is a file; {what}")
+    if exporter().is_bundle(path):
+        instead = {"predict": f"name it with --onnx {given}", "eval": f"bertfast verify {given} judges it"}
+        what = instead.get(arguments.command, "name the model that it was exported from")
+        raise CheckpointError(f"--checkpoint_path {given}: is an exported bundle, which holds no weights that can be trained; {what}")
+    if (steps := folders.steps_in(path)) and not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"--checkpoint_path {given}: holds {counted(len(steps), 'training checkpoint')}; give one of them: {steps[-1]}"
+        )
+
+
+def _plain_config(arguments: Namespace) -> dict[str, Any]:
+    """A config for `predict` with a classifier that bertfast did not train: its classes are those of its config.json, its texts are in the columns that
+    the input has, and are cut to as many tokens as the model has positions.
+
+    Raises:
+        CheckpointError: there is no such model.
+        DataError: the input has no columns of a usual name.
+    """
+    from bertfast.readers import text_columns_of
+    from bertfast.weights import model_folder, read_config, resolve_folder
+
+    folder, asked = arguments.checkpoint_path, [text.partition("=")[0].strip() for text in overrides(arguments)]
+    positions = read_config(resolve_folder(model_folder(folder))).max_position_embeddings
+    columns = ["text"] if {"bertfast.task", "bertfast.task.text_columns"} & {*asked} else text_columns_of(arguments.input)
+    task = {"name": "text-classification", "text_columns": columns}
+    return {"bertfast": {"task": task, "model": {"checkpoint": folder}, "eval_input": {"max_sequence_length": positions}}}
 
 
 def model_folder_of(arguments: Namespace, config: Config) -> str:

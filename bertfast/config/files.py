@@ -16,10 +16,16 @@ CONFIG_FOLDER = "configs"
 
 
 def find_config(name: str | Path) -> Path:
-    """The file that `name` means: a path as it stands, else a file of that name in `configs/` here, else a shipped config of that name."""
+    """The file that `name` means: a path as it stands, else a file of that name in `configs/` here, else a shipped config of that name.
+
+    Raises:
+        ConfigError: there is none, or it is a folder.
+    """
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise ConfigError(f"--config {name}: is a folder; give a config file, and a model's folder as --checkpoint_path")
     package = Path(__file__).resolve().parents[1]
     installed, beside_launch = package / CONFIG_FOLDER, package.parent / CONFIG_FOLDER
     folders = (Path(CONFIG_FOLDER), installed if installed.is_dir() else beside_launch)

@@ -35,6 +35,10 @@ def load_config(path: str | Path | dict, overrides: list[str] | None = None, fla
         raw, name = read_json_or_yaml(file), str(file)
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: the top level must be an object with DeepSpeed's keys and a 'bertfast' block, not {type(raw).__name__}")
+    if "bertfast" not in raw and {"architectures", "model_type"} & {*raw}:
+        raise ConfigError(
+            f"{name}: is the config.json of a model, and no config of bertfast; name the model's folder with --checkpoint_path"
+        )
     overrides = overrides or []
     for override in overrides:
         _override(raw, override, flag)

@@ -6,6 +6,7 @@ from .lines import line_blocks as line_blocks
 from .predict_input import files_of as files_of
 from .predict_input import read_inputs as read_inputs
 from .predict_input import reads_standard_input as reads_standard_input
+from .predict_input import text_columns_of as text_columns_of
 from .predict_input import whole_rows as whole_rows
 from .rows import needs_labels as needs_labels
 from .rows import place as place

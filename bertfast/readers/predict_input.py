@@ -20,7 +20,7 @@ from bertfast.readers.lines import BLOCK_ROWS, line_blocks
 from bertfast.readers.rows import Fields
 from bertfast.readers.sources import find_source
 from bertfast.readers.splits import RawSplit, load_split
-from bertfast.tasks import Task
+from bertfast.tasks import TASKS, Task
 
 STANDARD_INPUT = "standard input"
 
@@ -248,6 +248,48 @@ def files_of(task: Task, source: InputConfig) -> list[str]:
         with contextlib.suppress(ConfigError, DataError):  # a split that is not there is no file to lose
             found.append(find_source(task, source, split, with_labels=False).name)
     return found
+
+
+def text_columns_of(given: str | None) -> tuple[str, ...]:
+    """The columns of a file that hold the texts, for a model that names none: `text_pair` with `text`, those of a known task, or the one that there is.
+    What has no columns, such as lines of text, is read as if it were one called `text`.
+
+    Raises:
+        DataError: naming the columns, none of which has such a name.
+    """
+    header = () if given is None else _header_of(Path(given))
+    usual = [("text", "text_pair")]
+    for task in TASKS.values():
+        usual += zip(*((column, *task.layout.aliases.get(column, ())) for column in task.text_columns), strict=False)
+    found = [columns for columns in sorted(usual, key=len, reverse=True) if set(columns) <= {*header}]
+    if found or len(header) < 2:
+        return found[0] if found else header or ("text",)
+    raise DataError(
+        f"--input {given}: which of its columns hold the texts? It has {', '.join(map(repr, header))}; name one or two: "
+        f"--set 'bertfast.task.text_columns=[{header[0]}]'"
+    )
+
+
+def _header_of(path: Path) -> tuple[str, ...]:
+    """The names of a file's columns, of JSON lines the keys of the first; none where it has no columns."""
+    if not path.is_file():
+        return ()
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        from pyarrow import parquet
+
+        return tuple(parquet.read_schema(path).names)
+    if suffix in (".csv", ".tsv"):
+        found: list[tuple[str, ...]] = []
+
+        def locate(header: Sequence[str], where: str) -> Fields:
+            found.append(tuple(header))
+            return _AllFields((), None, found[0])
+
+        next(read_csv(path, locate) if suffix == ".csv" else read_tsv(path, locate))
+        return found[0]
+    lines = next(line_blocks(path))[1]
+    return tuple(_object(lines[0], f"{path}, line 1")) if _is_object(lines[0]) else ()
 
 
 def _configured(block: BertfastConfig | None) -> InputConfig:

@@ -101,6 +101,8 @@ def resolve_folder(folder_or_name: str) -> Path:
     path = Path(folder_or_name).expanduser()
     if path.is_dir():
         return path
+    if path.is_file():
+        raise CheckpointError(f"checkpoint {folder_or_name}: is a file; give the folder that it lies in: {path.parent}")
     if path.is_absolute() or str(folder_or_name).startswith((".", "~")) or str(folder_or_name).count("/") > 1:
         raise CheckpointError(f"checkpoint {folder_or_name}: no such folder")
     from huggingface_hub import snapshot_download

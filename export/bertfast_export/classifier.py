@@ -12,7 +12,7 @@ import numpy as np
 from bertfast.data import Encode, TokenBlock, backend_encoder
 from bertfast.errors import DataError, ExportError
 from bertfast.tasks import softmax
-from bertfast_export.contract import VARIANTS
+from bertfast_export.contract import VARIANTS, no_bundle
 from bertfast_export.runtime import CPU, Session, input_types, open_session, sha256_of
 
 # n texts, B batch, S sequence, C classes
@@ -134,8 +134,8 @@ def _model_file(folder: Path, variant: str | None, provider: str) -> Path:
     try:
         record = json.loads((folder / "verification.json").read_text(encoding="utf-8"))
         files = record["files"]
-    except FileNotFoundError:
-        raise ExportError(f"{folder}: there is no verification.json there; give a folder that bertfast export wrote") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ExportError(f"{folder}: {no_bundle(folder)}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{folder}: its verification.json cannot be read ({error}); export it again") from None
     there = {name: file for name, file in VARIANTS.items() if file in files}

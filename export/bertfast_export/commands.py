@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bertfast.config import BertfastConfig
 from bertfast.errors import ConfigError
+from bertfast_export.contract import RECORD_FILE
 from bertfast_export.runtime import CPU, check_onnx, check_wheels
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ def check() -> None:
     """Raise where onnx or onnxruntime are not as they must be."""
     check_wheels()
     check_onnx()
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether an export wrote this folder."""
+    return (folder / RECORD_FILE).is_file()
 
 
 def check_training(block: BertfastConfig) -> None:

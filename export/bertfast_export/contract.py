@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bertfast.errors import ConfigError
 
@@ -53,6 +54,23 @@ def check_opset(opset: int) -> None:
     if opset not in IR_VERSIONS:
         known = f"{min(IR_VERSIONS)} to {max(IR_VERSIONS)}"
         raise ConfigError(f"opset {opset}: bertfast writes opsets {known}; {DEFAULT_OPSET} is the usual one")
+
+
+def no_bundle(folder: Path) -> str:
+    """What a folder without a record is, where a bundle was wanted, and what to give."""
+    if folder.is_file():
+        return f"is a file, and a bundle is a folder; give {folder.parent}"
+    if not folder.is_dir():
+        return f"there is no {RECORD_FILE}, as there is no such folder; give one that bertfast export wrote"
+    near = next((place for place in (folder / "onnx", folder.parent) if (place / RECORD_FILE).is_file()), None)
+    if near is not None:
+        return f"there is no {RECORD_FILE} there; give the bundle {near}"
+    if any((place / "config.json").is_file() for place in (folder, folder / "model")):
+        return (
+            f"there is no {RECORD_FILE} there: it is a model, and no bundle of one; export it with bertfast export {folder} -o BUNDLE, or have the model "
+            f"itself answer: bertfast predict --checkpoint_path {folder}"
+        )
+    return f"there is no {RECORD_FILE} there; give a folder that bertfast export wrote"
 
 
 def skipped_variants(variants: Sequence[str], own_head: bool) -> dict[str, str]:

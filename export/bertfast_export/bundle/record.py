@@ -15,7 +15,7 @@ from bertfast.config import BertfastConfig, load_config
 from bertfast.errors import ExportError
 from bertfast.reporting import MODEL_CONFIG_FILE
 from bertfast.storage import replacing, write_json
-from bertfast_export.contract import PAGE_FILE, RECORD_FILE
+from bertfast_export.contract import PAGE_FILE, RECORD_FILE, no_bundle
 from bertfast_export.judge import Verdict
 from bertfast_export.runtime import sha256_of
 
@@ -57,8 +57,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         if record["format"] == FORMAT and isinstance(record["files"], dict) and isinstance(record["verdicts"], dict):
             return record
         fault = f"its format is {record['format']}, and this bertfast reads {FORMAT}"
-    except FileNotFoundError:
-        fault = f"there is no {RECORD_FILE} there; give a folder that bertfast export wrote"
+    except (FileNotFoundError, NotADirectoryError):
+        fault = no_bundle(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         fault = f"its {RECORD_FILE} cannot be read ({error}); export it again"
     raise ExportError(f"{folder}: {fault}")

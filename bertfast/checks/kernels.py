@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 from bertfast.config import Config, resolve_precision
 from bertfast.engine import DTYPES
-from bertfast.errors import BertfastError, CheckpointError
+from bertfast.errors import BertfastError
 from bertfast.machine import cores
-from bertfast.model import GELU_FORMS
 from bertfast.tasks import get_task
-from bertfast.weights import config_of_checkpoint, model_folder
+from bertfast.weights import GELU_FORMS, config_of_checkpoint, model_folder
 from bertfast.wording import counted
 from bertfast_kernels import TARGETS, CompiledKernel, EncoderShape, Target, compile_kernels, local_target
 
@@ -38,8 +37,6 @@ def encoder_of(config: Config) -> Encoder:
     """
     block = config.bertfast
     bert, source = config_of_checkpoint(model_folder(block.model.checkpoint))
-    if bert.hidden_act not in GELU_FORMS:
-        raise CheckpointError(f"{source}: hidden_act is {bert.hidden_act!r}; bertfast computes {', '.join(GELU_FORMS)}")
     dropouts = [
         bert.hidden_dropout_prob if block.model.hidden_dropout_prob is None else block.model.hidden_dropout_prob,
         bert.attention_probs_dropout_prob if block.model.attention_probs_dropout_prob is None else block.model.attention_probs_dropout_prob,

@@ -1,9 +1,9 @@
-from .bert import GELU_FORMS as GELU_FORMS
 from .bert import BertClassifier as BertClassifier
 from .bert import BertEncoder as BertEncoder
 from .heads import head_of as head_of
 from .heads import set_head as set_head
 from .layers import RandomBits as RandomBits
+from .loading import check_trained as check_trained
 from .losses import Loss as Loss
 from .losses import among_others as among_others
 from .losses import class_weights as class_weights

@@ -13,13 +13,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from bertfast.config import HeadConfig
-from bertfast.errors import CheckpointError
 from bertfast.model.heads import ACTIVATIONS, Features, check_head_is_kept, head_of, layers_of, set_head
 from bertfast.model.layers import Linear, Pack, RandomBits
 from bertfast.model.loading import load_state, read_checkpoint
 from bertfast.model.recompute import selectively
 from bertfast.packing import PackedBatch
-from bertfast.weights import OWN_ARCHITECTURE, LoadReport, to_transformers_names, without_layers, write_weights
+from bertfast.weights import (
+    GELU_FORMS,
+    OWN_ARCHITECTURE,
+    LoadReport,
+    check_classes,
+    check_config,
+    head_of_another,
+    to_transformers_names,
+    without_layers,
+    write_weights,
+)
 from bertfast_kernels import bias_gelu, dropout_add_layer_norm, embedding_layer_norm, varlen_attention, varlen_cls_attention
 
 if TYPE_CHECKING:
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
 
 # T tokens, B sequences, N heads, H head size, D hidden, F feed-forward (or features), C classes, V vocabulary, P positions, S segments
 
-GELU_FORMS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+_OF_HEADS = ("classifier.", "head.")  # how the names of a head's tensors begin, in a checkpoint
 
 
 class BertEncoder(nn.Module):
@@ -143,26 +152,30 @@ class BertClassifier(Reader):
             num_labels: C; left out, the checkpoint's own. A head of another C does not fit, unless with `new_head`.
             label_names: what the classes are called, in order; written to id2label when the model is saved.
             strict: False reports missing and misshapen weights, and leaves them as initialised, in place of an error.
-            new_head: make the classification head anew even where the checkpoint has one that fits.
+            new_head: make the classification head anew even where the checkpoint has one that fits. One that answers something else than a
+                text's class or score (BertForTokenClassification's, say) is never taken.
             overrides: config values to replace, for example {"hidden_dropout_prob": 0.0}.
             head: what to make of the encoder's outputs; left out, what the checkpoint's config.json says. Encoder layers above the highest
                 that the head reads are left out, and so is a pooler that it does not use.
             config: the folder's, where it is read already.
 
         Raises:
-            CheckpointError: naming the folder and the tensors that do not fit.
+            CheckpointError: naming the folder and the tensors that do not fit; or the head is kept, and its classes are not label_names.
             ConfigError: the head names a layer that the encoder has not, or is not the one that the checkpoint has trained and is to keep.
         """
         config, state = read_checkpoint(folder_or_name, overrides, config)
+        keeps_head = not new_head and head_of_another(config) is None and any(name.startswith(_OF_HEADS) for name in state)
+        if keeps_head and label_names is not None and config.num_labels == len(label_names):
+            check_classes(config, label_names, str(folder_or_name), "those of the task")
         if num_labels is not None:
             config.num_labels = num_labels
         if label_names is not None:
             config.id2label = dict(enumerate(label_names))
             config.label2id = {name: index for index, name in enumerate(label_names)}
-        if new_head:
-            state = {name: tensor for name, tensor in state.items() if not name.startswith(("classifier.", "head."))}
+        if not keeps_head:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(_OF_HEADS)}
         n_layers = config.num_hidden_layers
-        if head is not None and any(name.startswith(("classifier.", "head.")) for name in state):
+        if head is not None and keeps_head:
             check_head_is_kept(config, head, str(folder_or_name))
         if head is not None:
             set_head(config, head)
@@ -196,14 +209,6 @@ def write_classifier(folder: str, config: BertConfig, state: dict[str, torch.Ten
     plain = head_of(config).is_plain
     architecture = "BertForSequenceClassification" if plain else OWN_ARCHITECTURE
     write_weights(folder, config, to_transformers_names(state, plain), architecture)
-
-
-def check_config(config: BertConfig) -> None:
-    """Raise CheckpointError where the encoder that `config` describes is none that bertfast computes."""
-    if config.hidden_act not in GELU_FORMS:
-        raise CheckpointError(f"hidden_act is {config.hidden_act!r}; bertfast computes {', '.join(GELU_FORMS)}")
-    if config.hidden_size % config.num_attention_heads:
-        raise CheckpointError(f"hidden_size {config.hidden_size} does not divide into {config.num_attention_heads} attention heads")
 
 
 def pack_of(batch: PackedBatch, bits: RandomBits | None, training: bool) -> Pack:

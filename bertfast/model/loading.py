@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bertfast.weights import LoadReport, from_transformers_names, read_weights
+from bertfast.errors import CheckpointError
+from bertfast.weights import LoadReport, from_transformers_names, head_of_another, read_weights
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -47,3 +48,17 @@ def load_state(
     report.check(strict)
     model.load_state_dict({name: ours[name] for name in report.loaded}, strict=False)
     return report
+
+
+def check_trained(report: LoadReport, config: BertConfig) -> None:
+    """Raise CheckpointError where a classifier that is to answer has a tensor that is not its checkpoint's: its answers would be random."""
+    random = report.missing + [line.partition(":")[0] for line in report.misshapen]
+    if not random:
+        return
+    if (architecture := head_of_another(config)) is not None:
+        what = f"is a {architecture}, whose head gives a text no class or score"
+    elif random[0] in report.made_anew:
+        what = f"has no classification head ({random[0]} is missing)"
+    else:
+        what = f"has not all weights ({random[0]} is missing, or of another shape)"
+    raise CheckpointError(f"{report.source}: {what}; train it first")

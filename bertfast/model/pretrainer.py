@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from bertfast.model.bert import GELU_FORMS, BertEncoder, Embeddings, initialise, pack_of
+from bertfast.model.bert import BertEncoder, Embeddings, initialise, pack_of
 from bertfast.model.layers import Linear, Pack, RandomBits
 from bertfast.model.loading import load_state, read_checkpoint
 from bertfast.packing import MaskedBatch, PackedBatch
-from bertfast.weights import LoadReport, to_transformers_names, write_weights
+from bertfast.weights import GELU_FORMS, LoadReport, check_tied, to_transformers_names, write_weights
 from bertfast_kernels import bias_gelu
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class BertPretrainer(BertEncoder):
     ) -> BertPretrainer:
         """Load an encoder, and its pre-training heads where it has them, in float32. Raises CheckpointError as BertClassifier's does."""
         config, state = read_checkpoint(folder_or_name, overrides)
+        check_tied(config, str(folder_or_name))
         model = cls(config, next_sentence)
         model.load_report = model.load_transformers_state(state, str(folder_or_name), strict)
         return model

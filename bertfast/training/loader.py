@@ -7,8 +7,8 @@ from typing import Any
 from bertfast.config import BertfastConfig, Config, HeadConfig, InputConfig
 from bertfast.data import EncodedDataset, TrainingSet, load_dataset_for
 from bertfast.engine import DTYPES, Ranks, join_ranks
-from bertfast.errors import CheckpointError, ConfigError
-from bertfast.model import BertClassifier, BertEncoder
+from bertfast.errors import ConfigError
+from bertfast.model import BertClassifier, BertEncoder, check_trained
 from bertfast.tasks import Task, get_task
 from bertfast.weights import load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
 
@@ -90,9 +90,7 @@ class Loader:
         place = resolve_folder(model_folder(folder))
         self.task = task_of_model(self.task, read_config(place), place)
         model = self.model(folder, new_head=False)
-        missing = [name for name in model.loaded.missing if name.startswith("classifier.")]
-        if missing:
-            raise CheckpointError(f"{folder}: has no classification head ({missing[0]} is missing); train it first")
+        check_trained(model.loaded, model.config)
         return model.to(self.ranks.device, DTYPES[precision]).eval(), tokenizer
 
 

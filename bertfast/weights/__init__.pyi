@@ -1,5 +1,9 @@
+from .config_keys import GELU_FORMS as GELU_FORMS
+from .config_keys import OWN_ARCHITECTURE as OWN_ARCHITECTURE
+from .config_keys import check_config as check_config
+from .config_keys import check_tied as check_tied
+from .config_keys import head_of_another as head_of_another
 from .convert import convert_checkpoint as convert_checkpoint
-from .folder import OWN_ARCHITECTURE as OWN_ARCHITECTURE
 from .folder import model_folder as model_folder
 from .folder import read_config as read_config
 from .folder import read_weights as read_weights
@@ -11,5 +15,7 @@ from .names import to_transformers_names as to_transformers_names
 from .names import without_layers as without_layers
 from .sizes import DEMO as DEMO
 from .sizes import config_of_checkpoint as config_of_checkpoint
+from .tokenizer import check_classes as check_classes
+from .tokenizer import classes_of as classes_of
 from .tokenizer import load_tokenizer as load_tokenizer
 from .tokenizer import task_of_model as task_of_model

@@ -10,6 +10,7 @@ import torch
 
 from bertfast.errors import CheckpointError
 from bertfast.storage import folders
+from bertfast.weights.config_keys import head_of_another
 from bertfast.weights.folder import read_weights, resolve_folder, save_tensors
 from bertfast.weights.google import write_tensorflow
 from bertfast.weights.names import modern_names
@@ -38,10 +39,16 @@ def convert_checkpoint(source: str, target: str | Path, to: str = "transformers"
     config, state = read_weights(str(folder))
     state = _without_copies({name: tensor.float() for name, tensor in modern_names(state).items()}, str(folder))
     tokenizer = load_tokenizer(folder, config)
+    # A classifier of tokens or of choices has the same names as one of texts: the class in config.json alone tells them apart.
+    other = head_of_another(config) if "classifier.weight" in state else None
     if to == "transformers":
-        config.architectures = [architecture(state)]
+        config.architectures = [other or architecture(state)]
         config.dtype = "float32"
         folders.write_folder(target, lambda beside: _write_transformers(beside, config, state, tokenizer))
+    elif other is not None:
+        raise CheckpointError(
+            f"{folder}: is a {other}, and TensorFlow's checkpoints do not tell its head from a classifier's; convert its encoder alone"
+        )
     else:
         folders.write_folder(target, lambda beside: _write_google(beside, folder, config, state, tokenizer))
     heads = [head for head, name in _HEADS.items() if name in state]

@@ -15,6 +15,7 @@ import torch
 
 from bertfast.errors import CheckpointError
 from bertfast.storage import folders, give_usual_mode
+from bertfast.weights.config_keys import config_from
 from bertfast.weights.google import CONFIG_FILE as OLD_CONFIG_FILE
 from bertfast.weights.google import find_tensorflow_checkpoint, read_tensorflow
 from bertfast.wording import reason
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import BertConfig
 
 _WANTED = "give a folder that transformers' save_pretrained wrote"
-OWN_ARCHITECTURE = "BertfastClassifier"  # what config.json calls a model with one
+_ADAPTER = "adapter_config.json"  # peft's
 
 
 def read_weights(folder_or_name: str, config: BertConfig | None = None) -> tuple[BertConfig, dict[str, torch.Tensor]]:
@@ -55,9 +56,8 @@ def read_weights(folder_or_name: str, config: BertConfig | None = None) -> tuple
 
 
 def read_config(folder: Path) -> BertConfig:
-    """The folder's config.json (or bert_config.json) as a BertConfig; another architecture is a CheckpointError."""
-    from transformers import BertConfig
-
+    """The folder's config.json (or bert_config.json) as a BertConfig. Raises CheckpointError where bertfast would compute something else than
+    transformers makes of it; see config_keys.py."""
     file = next((folder / name for name in ("config.json", OLD_CONFIG_FILE) if (folder / name).is_file()), None)
     if file is None:
         several = sorted(file.parent for file in [*folder.glob("model/*/config.json"), *folder.glob("*/config.json")])
@@ -67,12 +67,9 @@ def read_config(folder: Path) -> BertConfig:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file}: not valid JSON ({error})") from None
-    model_type = values.get("model_type", "bert")
-    if model_type != "bert":
-        raise CheckpointError(f"{file}: model_type is {model_type!r}; bertfast fine-tunes BERT encoders (model_type 'bert')")
-    if values.get("position_embedding_type", "absolute") != "absolute":
-        raise CheckpointError(f"{file}: position_embedding_type is {values['position_embedding_type']!r}; only 'absolute' is supported")
-    return BertConfig.from_dict(values)
+    if (folder / _ADAPTER).is_file():  # transformers adds it to the weights where peft is installed, and leaves it out where it is not
+        raise CheckpointError(f"{folder / _ADAPTER}: bertfast reads no adapters; give a folder with the adapter merged into the weights")
+    return config_from(values, str(file))
 
 
 def write_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,27 +69,47 @@ def task_of_model(task: Task, bert: BertConfig, folder: Path) -> Task:
     """`task`, its classes taken from the config of the fine-tuned model in `folder` where they are not known.
 
     Raises:
-        CheckpointError: a model with another number of classes than the task, or with the same classes in another order.
+        CheckpointError: a model with another number of classes than the task, with others, or with the same in another order.
     """
     if not task.is_complete:
-        return task.with_labels(None if bert.num_labels == 1 else _classes_of(bert))
+        return task.with_labels(None if bert.num_labels == 1 else classes_of(bert))
     if task.num_labels != bert.num_labels:
         raise CheckpointError(
             f"{folder}: the model has {bert.num_labels} labels, but task {task.name} has {task.num_labels}; "
             "was it fine-tuned on another task?"
         )
     if not task.is_regression:
-        names = [str(name) for name in _classes_of(bert)]
-        ours, theirs = ([name.casefold() for name in order] for order in (task.class_names, names))
-        if ours != theirs and sorted(ours) == sorted(theirs):  # every answer would get another class's name
-            raise CheckpointError(
-                f"{folder}: the model's classes are in the order {', '.join(names)}, those of task {task.name} in the order "
-                f"{', '.join(task.class_names)}; give a task block of your own, with label_names in the model's order"
-            )
+        check_classes(bert, task.class_names, str(folder), f"those of task {task.name}")
     return task
 
 
-def _classes_of(bert: BertConfig) -> tuple[str, ...]:
+def check_classes(bert: BertConfig, class_names: Sequence[str], source: str, whose: str) -> None:
+    """Hold the classes of a trained model against as many others, of a task say (`whose` in words); capitals are as good as small letters.
+
+    Raises:
+        CheckpointError: every answer would get the name of a class that it does not mean. Classes that have but numbers fit any.
+    """
+    names = classes_of(bert)
+    ours, theirs = ([name.casefold() for name in order] for order in (class_names, names))
+    if ours == theirs or _are_numbers(ours) or _are_numbers(theirs):
+        return
+    if sorted(ours) == sorted(theirs):
+        raise CheckpointError(
+            f"{source}: the model's classes are in the order {', '.join(names)}, {whose} in the order "
+            f"{', '.join(class_names)}; give a task block of your own, with label_names in the model's order"
+        )
+    raise CheckpointError(
+        f"{source}: the model's classes are {', '.join(names)}, {whose} are {', '.join(class_names)}; was it fine-tuned on another task? "
+        "If they mean the same, write the task's into id2label of its config.json"
+    )
+
+
+def _are_numbers(names: list[str]) -> bool:
+    """Whether classes are called by their place alone, as transformers calls them where nobody says more."""
+    return all(name in (str(index), f"label_{index}") for index, name in enumerate(names))
+
+
+def classes_of(bert: BertConfig) -> tuple[str, ...]:
     """What a model's config calls its classes, in order."""
-    names = {int(index): name for index, name in (bert.id2label or {}).items()}
+    names = {int(index): str(name) for index, name in (bert.id2label or {}).items()}
     return tuple(names[index] for index in range(len(names)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from transformers import BertConfig
 
 from bertfast.config import BertfastConfig, TaskConfig, load_config
-from bertfast.errors import CheckpointError, ConfigError
-from bertfast.model import BertClassifier, head_of
+from bertfast.errors import ConfigError
+from bertfast.model import BertClassifier, check_trained, head_of
 from bertfast.reporting import MODEL_CONFIG_FILE
 from bertfast.storage import named
 from bertfast.tasks import Task, get_task
-from bertfast.weights import load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
+from bertfast.weights import classes_of, load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
 from bertfast_export.bundle.planned import refuse_head, refuse_truncation
 from bertfast_export.contract import Options, skipped_variants
 
@@ -22,16 +22,11 @@ class Candidate:
         self.folder = named(resolve_folder(model_folder(folder_or_name)))
         self.name = self.folder.parent.name if self.folder.name == "model" else self.folder.name
         bert = self.bert = read_config(self.folder)
-        if bert.problem_type == "multi_label_classification":
-            raise CheckpointError(f"{self.folder}: a multi-label classifier; bertfast exports one answer a text, or a score")
         self.head = head_of(bert)
         refuse_head(self.head, f"{self.folder}: bertfast_head")
         self.skipped = skipped_variants((*options.variants, *(["packed"] if options.packed else [])), not self.head.is_plain)
         self.model = BertClassifier.from_pretrained(str(self.folder), config=bert).eval()
-        report = self.model.load_report
-        assert report is not None, "from_pretrained makes one"
-        if missing := [name for name in report.missing if name.startswith(("classifier.", "pooler."))]:
-            raise CheckpointError(f"{self.folder}: has no classification head ({missing[0]} is missing); train it first")
+        check_trained(self.model.loaded, bert)
         self.tokenizer = load_tokenizer(self.folder, bert)
         own = self.folder / MODEL_CONFIG_FILE
         self.block = block or (load_config(own).bertfast if own.is_file() else None)
@@ -48,18 +43,12 @@ class Candidate:
 
     def labels(self) -> list[str]:
         """The classes' names in order; of a regression, none."""
-        return [] if self.task.is_regression else _label_names(self.bert)
+        return [] if self.task.is_regression else list(classes_of(self.bert))
 
 
 def _task_of_labels(bert: BertConfig, is_pair: bool) -> Task:
     """A task for a folder that tells no more than its labels: texts in the column `text`, and of a pair in `text_pair`."""
-    names = None if bert.num_labels == 1 else tuple(_label_names(bert))
+    names = None if bert.num_labels == 1 else classes_of(bert)
     columns = ("text", "text_pair") if is_pair else ("text",)
     config = TaskConfig(name="text-classification", text_columns=columns, label_names=names, metric="pearson" if names is None else None)
     return get_task(config)
-
-
-def _label_names(bert: BertConfig) -> list[str]:
-    """What a model's config calls its classes, in order."""
-    names = {int(index): str(name) for index, name in (bert.id2label or {}).items()}
-    return [names[index] for index in range(len(names))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from bertfast.weights import resolve_folder
 from bertfast_export.judge.cases import Case
 from bertfast_export.runtime import sha256_of
 
+# How it computes, whatever config.json says: in chunks the sums are the same, but lengths that no chunk divides are an error of transformers'.
+_AS_USUAL: dict[str, Any] = {"attn_implementation": "eager", "chunk_size_feed_forward": 0}
 _WEIGHTS = ("config.json", "*.safetensors", "pytorch_model*.bin")
 
 
@@ -30,7 +33,7 @@ class Eager:
 
         disable_progress_bar()
         try:
-            self.model = BertForSequenceClassification.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
+            self.model = BertForSequenceClassification.from_pretrained(folder, dtype=dtype, **_AS_USUAL).eval()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(f"{folder}: transformers cannot load it as a classifier ({error})") from None
 
@@ -44,7 +47,7 @@ class Eager:
         """Logits [B, C] in the model's dtype, of int features [B, S]."""
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(values.astype(np.int64)) for name, values in features.items()}
-            return self.model(**tensors).logits.numpy()
+            return self.model(**tensors, return_dict=True).logits.numpy()
 
 
 class EagerHead(Eager):
@@ -55,7 +58,7 @@ class EagerHead(Eager):
         from transformers import BertConfig, BertModel
 
         try:
-            self.config = BertConfig.from_pretrained(folder, attn_implementation="eager")
+            self.config = BertConfig.from_pretrained(folder, **_AS_USUAL)
             self._head = getattr(self.config, HEAD_KEY)
             encoder = BertModel(self.config, add_pooling_layer=self._head["pooler"])
             self.model = encoder.to(dtype).eval()  # type: ignore[arg-type]  # transformers wraps `to`, and its type then lacks self
@@ -72,7 +75,7 @@ class EagerHead(Eager):
     def logits(self, features: dict[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(values.astype(np.int64)) for name, values in features.items()}
-            states = self.model(**tensors, output_hidden_states=True).hidden_states[1:]
+            states = self.model(**tensors, output_hidden_states=True, return_dict=True).hidden_states[1:]
             return torch.stack([self._row(states, row, mask.bool()) for row, mask in enumerate(tensors["attention_mask"])]).numpy()
 
     def _row(self, states: tuple[torch.Tensor, ...], row: int, is_token: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ def check_trained(report: LoadReport, config: BertConfig) -> None:
     if not random:
         return
     if (architecture := head_of_another(config)) is not None:
-        what = f"is a {architecture}, whose head gives a text no class or score"
+        what = f"has no classification head (its config.json says {architecture})"
     elif random[0] in report.made_anew:
         what = f"has no classification head ({random[0]} is missing)"
     else:

@@ -226,18 +226,22 @@ def of_another(request, tiny, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("command", ["predict", "export"])
+@pytest.mark.parametrize("command", ["predict", "eval", "export"])
 def test_a_head_of_another_answers_nothing(of_another, command, tmp_path, capfd):
-    settings = {"task": {"text_columns": ["text"]}, "model": {"checkpoint": str(of_another)}}
+    rows = {"data_file": str(tmp_path / "t.tsv")}
+    settings = {"task": {"text_columns": ["text"]}, "model": {"checkpoint": str(of_another)}, "eval_input": rows}
     (tmp_path / "c.json").write_text(json.dumps({"bertfast": settings}))
     (tmp_path / "t.txt").write_text("a good film\n")
+    (tmp_path / "t.tsv").write_text("text\tlabel\na good film\tLABEL_0\n")
+    model = ["CPU", "--config", str(tmp_path / "c.json"), "--checkpoint_path", str(of_another)]
     flags = {
-        "predict": ["CPU", "--config", str(tmp_path / "c.json"), "--checkpoint_path", str(of_another), "--input", str(tmp_path / "t.txt")],
+        "predict": [*model, "--input", str(tmp_path / "t.txt")],
+        "eval": model,
         "export": ["CPU", str(of_another), "-o", str(tmp_path / "out"), "--grid_only", "--variants", "portable"],
     }
     assert main([command, *flags[command]]) == 2
     said = capfd.readouterr()
-    assert f"is a {of_another.name}, whose head gives a text no class or score; train it first" in said.err and not said.out
+    assert f"has no classification head (its config.json says {of_another.name}); train it first" in said.err and not said.out
 
 
 def test_training_starts_from_it_with_a_new_head(of_another):

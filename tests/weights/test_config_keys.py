@@ -6,11 +6,13 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertForMultipleChoice, BertForSequenceClassification, BertForTokenClassification
 
 from bertfast.cli.entry import main
 from bertfast.errors import CheckpointError
 from bertfast.model.bert import BertClassifier
+from bertfast.model.loading import check_trained
 from bertfast.model.pretrainer import BertPretrainer
 from bertfast.packing.batch import PackedBatch
 from bertfast.weights.config_keys import FOLDER, NETWORK
@@ -269,3 +271,15 @@ def test_a_kept_head_has_the_classes_of_the_task(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="classes are a, b, c, those of the task are a, b, d; was it fine-tuned on another task"):
         BertClassifier.from_pretrained(str(folder), 3, ("a", "b", "d"))
     assert BertClassifier.from_pretrained(str(folder), 3, ("a", "b", "d"), new_head=True).num_labels == 3
+
+
+@pytest.mark.parametrize("name", ["classifier.bias", "bert.pooler.dense.weight", "bert.encoder.layer.0.output.dense.weight"])
+def test_no_answer_comes_from_random_weights(name, tiny, tmp_path):
+    """Not even where loading passes over what is missing, as --disable_strict_checkpoint_loading asks for."""
+    folder = changed(tiny, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    model = BertClassifier.from_pretrained(str(folder), strict=False)
+    with pytest.raises(CheckpointError, match="is missing.*train it first"):
+        check_trained(model.loaded, model.config)

@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from bertfast.errors import BertfastError, ConfigError
 
 LOG_FILE = "log.jsonl"
+_NARROWEST_BAR, _WIDEST_BAR = 5, 40  # characters
 
 
 class StartupClock:
@@ -49,11 +51,7 @@ class Progress:
             return
         self._log = _open_log(model_dir / LOG_FILE, first_step, evaluates_again)
         if sys.stderr.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as RichProgress
-
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._bar = RichProgress(*columns, console=_stderr_console())
+            self._bar = _bar(_stderr_console())
             self._bar.start()
             self._task = self._bar.add_task("starting", total=total_steps, completed=first_step)
 
@@ -67,15 +65,20 @@ class Progress:
         if not self.enabled:
             return
         self._write(record)
-        line = (
-            f"loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  {record['samples_per_second']:,.0f} samples/s  "
-            f"{record['tokens_per_second']:,.0f} tokens/s  {record['real_token_share']:.1%} real"
+        facts = (
+            f"loss {record['loss']:.4f}",
+            f"lr {record['learning_rate']:.2e}",
+            f"{record['samples_per_second']:,.0f} samples/s",
+            f"{record['tokens_per_second']:,.0f} tokens/s",
+            f"{record['real_token_share']:.1%} real",
         )
         if self._bar is not None:
-            self._bar.update(self._task, description=line)
+            left = _duration(self._bar.tasks[0].time_remaining or record["seconds_left"])
+            beside = len(f"{self.total_steps}/{self.total_steps} {left}") + _NARROWEST_BAR + 3  # columns stand one apart
+            self._bar.update(self._task, description=_fitted(facts, self._bar.console.width - beside))
         else:
-            left = time.strftime("%H:%M:%S", time.gmtime(record["seconds_left"]))
-            print(f"step {record['step']}/{self.total_steps}  {line}  {left} left", file=sys.stderr, flush=True)
+            left = _duration(record["seconds_left"])
+            print(f"step {record['step']}/{self.total_steps}  {'  '.join(facts)}  {left} left", file=sys.stderr, flush=True)
 
     def evaluation(self, step: int, metrics: dict[str, dict[str, float]]) -> None:
         """The metrics of one evaluation, by split."""
@@ -90,7 +93,10 @@ class Progress:
     def say(self, text: str) -> None:
         """A line of its own."""
         if self.enabled:
-            print(text, file=sys.stderr, flush=True) if self._bar is None else self._bar.console.print(text, highlight=False)
+            if self._bar is None:
+                print(text, file=sys.stderr, flush=True)
+            else:  # brackets and colons are no markup here, and a path is to be copied whole
+                self._bar.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -109,6 +115,32 @@ class Progress:
             with contextlib.suppress(OSError):  # it would write once more what it has not got rid of
                 log.close()
             raise BertfastError(f"{log.name}: cannot be written: {error.strerror or error}; make room, then go on with --resume") from None
+
+
+def _bar(console):
+    """rich's, in which the bar alone gives way where a terminal is narrow."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    bar = BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=_WIDEST_BAR))
+    text = TextColumn("{task.description}", markup=False)
+    return Progress(bar, MofNCompleteColumn(), text, TimeRemainingColumn(), console=console, expand=True)
+
+
+def _fitted(facts: Sequence[str], width: int) -> str:
+    """As many of the facts as have room in so many characters, from the first on; what is left over is in the log."""
+    kept: list[str] = []
+    for fact in facts:
+        if len("  ".join([*kept, fact])) > width:
+            break
+        kept.append(fact)
+    return "  ".join(kept)
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds, however many hours there are: "01:01:01", "123:00:00"."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _open_log(path: Path, first_step: int, evaluates_again: bool = False) -> TextIO:

@@ -1,11 +1,16 @@
 """The log, the lines where there is no terminal, and a folder that cannot be written."""
 
+import io
 import json
+import re
 import resource
+import sys
 
 import pytest
+from rich.console import Console
 
 from bertfast.errors import BertfastError, ConfigError
+from bertfast.reporting import progress as progress_module
 from bertfast.reporting.progress import Progress, StartupClock
 
 RECORD = {
@@ -32,6 +37,54 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     ]
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [RECORD, {"step": 20, "metrics": {"dev": {"accuracy": 0.75}}}]
+
+
+def test_more_than_a_day_is_left(tmp_path, capsys):
+    Progress(tmp_path, 100, 0, True).record({**RECORD, "seconds_left": 100 * 3600 + 61.9})
+    assert capsys.readouterr().err.rstrip().endswith("  100:01:01 left")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def lines_on(width, monkeypatch, tmp_path, work):
+    """What a terminal of so many columns shows at the end, line by line."""
+    terminal = Terminal()
+    console = Console(file=terminal, force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    monkeypatch.setattr(progress_module, "_stderr_console", lambda: console)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = Progress(tmp_path / str(width), 123_456, 0, True)
+    work(progress)
+    progress.close()
+    return [line.rstrip() for line in re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", terminal.getvalue()) if line.strip()]
+
+
+@pytest.mark.parametrize(
+    "width, facts",
+    [
+        (120, "loss 0.5000  lr 3.00e-05  1,234 samples/s  56,789 tokens/s  99.8% real"),
+        (80, "loss 0.5000  lr 3.00e-05  1,234 samples/s"),
+        (60, "loss 0.5000  lr 3.00e-05"),
+        (40, ""),
+    ],
+)
+def test_the_time_left_is_whole_however_narrow_the_terminal(tmp_path, monkeypatch, width, facts):
+    monkeypatch.setattr("rich.progress.Task.time_remaining", property(lambda task: 30 * 3600 + 61.0))
+
+    def work(progress):
+        progress.record({**RECORD, "step": 61_728})
+        progress.step(61_728)
+
+    last = lines_on(width, monkeypatch, tmp_path, work)[-1]
+    assert re.fullmatch(rf"[━╸╺ ]+ 61728/123456 {facts} 30:01:01", last), last
+    assert len(last) <= width and "━" * 4 in last
+
+
+def test_a_line_beside_the_bar_is_shown_as_it_is(tmp_path, monkeypatch):
+    text = "[CLS] is read from /a/long/path/[bold]/and/on/and/on/and/on/and/on/model.safetensors :smile:"
+    assert text in lines_on(40, monkeypatch, tmp_path, lambda progress: progress.say(text))
 
 
 def test_the_other_ranks_say_and_write_nothing(tmp_path, capsys):

@@ -211,7 +211,7 @@ class InputConfig(Block):
     max_examples: int | None = Field(default=None, ge=1)  # a random subset of this size, by run.seed; an input_fn is told of it
     shuffle: bool = True
     cache_dir: str | None = None  # left out: $BERTFAST_CACHE, or ~/.cache/bertfast
-    num_workers: int | None = Field(default=None, ge=1)  # tokenising threads; left out: one per core
+    num_workers: int | None = Field(default=None, ge=1)  # tokenising threads; left out: as run.threads
 
     @model_validator(mode="after")
     def _one_source(self) -> InputConfig:
@@ -245,7 +245,7 @@ class RunConfig(Block):
     # run's log says where it does not. true: an error where it cannot be. Off unless asked for: it is tested on a CPU with a stub that stands in for
     # CUDA, and has not been run on a GPU yet (python -m bench.bench_gpu_step --parts busy losses does that).
     cuda_graphs: Literal["auto"] | bool = False
-    threads: int | None = Field(default=None, ge=1)  # CPU threads per rank; left out: all cores, shared between the ranks of a machine
+    threads: int | None = Field(default=None, ge=1)  # CPU threads per rank; left out: OMP_NUM_THREADS, or else a rank's part of the cores
 
 
 class ExportConfig(Block):

@@ -33,7 +33,7 @@ def encode(
     """Tokenise the rows, or find them tokenised in the cache.
 
     Each example is what `tokenizer(a, b, truncation=True, max_length=max_sequence_length)` gives. cache_dir: left out, $BERTFAST_CACHE or
-    ~/.cache/bertfast. num_workers: threads, left out one a core. truncation: see `bertfast.truncation`.
+    ~/.cache/bertfast. num_workers: threads, left out those of the process. truncation: see `bertfast.truncation`.
 
     Raises:
         ConfigError: a truncation that these rows cannot have.

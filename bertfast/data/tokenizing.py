@@ -21,7 +21,7 @@ import numpy as np
 from bertfast.config import WHOLE_HEAD, TruncationConfig
 from bertfast.data.truncation import Cut, check_room, cutter, pieces
 from bertfast.errors import ConfigError, DataError
-from bertfast.machine import cores
+from bertfast.machine import threads
 from bertfast.packing import ahead
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def tokenise(
 ) -> Iterator[TokenBlock]:
     """Tokenise texts (or pairs of them) in order, truncated longest first to max_sequence_length tokens, [CLS] and [SEP] included.
 
-    tokenizer: any tokenizer of transformers; it is copied, never changed. num_workers: threads, one a core where left out; tokenizers
+    tokenizer: any tokenizer of transformers; it is copied, never changed. num_workers: threads, those of the process where left out; tokenizers
     without a Rust backend run in one, since Python's lock would keep more apart. truncation: which tokens are read of a text that is too
     long; with "hierarchical" an example is all its pieces, each with special tokens of its own and all but the last of full length.
 
@@ -80,7 +80,7 @@ def tokenise(
         encode = _fast(tokenizer, max_sequence_length, text_b is not None, truncation)
     else:
         encode = _slow(tokenizer, max_sequence_length)
-    workers = (num_workers or cores()) if tokenizer.is_fast else 1
+    workers = (num_workers or threads()) if tokenizer.is_fast else 1
 
     def work(begin: int) -> TokenBlock:
         end = begin + BLOCK_EXAMPLES

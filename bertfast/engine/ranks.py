@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bertfast.errors import ConfigError
-from bertfast.machine import cores, local_rank, local_world_size, rank, world_size
+from bertfast.machine import local_rank, physical_cores, rank, threads, world_size
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,14 @@ class Ranks:
         return gathered
 
 
-def start_ranks(device: str | None, threads: int | None) -> Ranks:
+_threads_set: int | None = None  # what `start_ranks` gave torch last
+
+
+def start_ranks(device: str | None, threads_asked: int | None) -> Ranks:
     """Choose the device and, where a launcher started several processes, join them; without a launcher this is the only rank.
 
-    device: "cpu", "gpu" or None for a GPU where there is one.
+    device: "cpu", "gpu" or None for a GPU where there is one. threads_asked: of a rank on a CPU; left out, what the machine has for it, or fewer
+    where the caller has told torch so.
 
     Raises:
         ConfigError: "gpu" where there is none.
@@ -81,9 +85,22 @@ def start_ranks(device: str | None, threads: int | None) -> Ranks:
     if on_gpu:
         torch.cuda.set_device(local_rank())
         return Ranks(rank(), world_size(), torch.device("cuda", local_rank()))
-    torch.set_num_threads(threads or max(1, cores() // local_world_size()))
+    _set_threads(threads_asked)
     _keep_freed_memory()
     return Ranks(rank(), world_size(), torch.device("cpu"))
+
+
+def _set_threads(asked: int | None) -> None:
+    """Give torch so many threads; left out, as many as this process has, unless somebody before us has plainly asked torch for fewer.
+
+    torch does not tell whether its number is its own choice. By itself it takes every core that it may run on, or one thread a core where a core
+    runs several; another number that is neither of these nor ours is somebody's.
+    """
+    global _threads_set
+    number, now = threads(), torch.get_num_threads()
+    is_somebodys = now < number and now not in (_threads_set, physical_cores())
+    _threads_set = asked or (now if is_somebodys else number)
+    torch.set_num_threads(_threads_set)
 
 
 def _keep_freed_memory() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from bertfast.config import Config
 from bertfast.errors import BertfastError, ConfigError, Terminated
-from bertfast.machine import cores
+from bertfast.machine import cores, threads
 from bertfast.storage import write_json
 from bertfast.sweep.report import Trial, brief, need_matplotlib, summarise, write_reports
 from bertfast.sweep.space import Setting, Space, base_of, config_of, distributions, draw_settings, label_of, need_optuna, setting_of
@@ -215,7 +215,7 @@ class Sweep:
         block = {key: value for key, value in self.base["bertfast"].items() if key != "export"}  # only the best is worth an export
         run = {**block.get("run", {}), "model_dir": str(folder), "seed": seed}
         if len(self.places) > 1 and self.places[0] is None:
-            run.setdefault("threads", max(1, cores() // len(self.places)))
+            run.setdefault("threads", min(threads(), max(1, cores() // len(self.places))))
         return config_of({**self.base, "bertfast": {**block, "run": run}}, self.search.space, setting).to_dict(defaults=False)
 
     def _tell_if_done(self, trial: Any) -> bool:

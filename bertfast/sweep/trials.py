@@ -157,7 +157,9 @@ class Stop:
         self.count = 0
 
     def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        # of what a script has put in the background, SIGINT is ignored, and stays so
+        noted = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -47,7 +47,7 @@ class OnnxClassifier:
         Args:
             variant: "portable", "optimized", "fp16" or "int8"; left out, fp16 on a GPU and optimized on a CPU, or what there is.
             providers: onnxruntime's execution providers in order of preference; left out, the CPU. The first one is used or it is an error.
-            threads: of the CPU for one call; left out, one a core.
+            threads: of the CPU for one call; left out, one a core, or fewer where the process is to use fewer.
 
         Raises:
             ExportError: no bundle is there, it lacks the variant, a file of it has changed, or the provider cannot be used.

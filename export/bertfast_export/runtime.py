@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
+from bertfast import machine
 from bertfast.errors import ExportError
 from bertfast.wording import reason
 
@@ -63,7 +65,8 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """A session on the first of `providers` (left out: the CPU).
 
-    threads: of the CPU within an operator; left out, onnxruntime's own choice, one a core.
+    threads: of the CPU within an operator; left out, onnxruntime's own choice, one a core, or fewer where the process is to use fewer:
+    onnxruntime counts the machine's cores, whatever OMP_NUM_THREADS, the affinity or a container says.
 
     Raises:
         ExportError: the file cannot be read, or the provider is not there; with what to do.
@@ -76,6 +79,8 @@ def open_session(
         raise ExportError(_advice(missing[0], onnxruntime))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if threads is None and machine.threads() < (os.cpu_count() or 1):
+        threads = machine.threads()
     if threads is not None:
         options.intra_op_num_threads = threads
     source = model if isinstance(model, bytes) else str(model)

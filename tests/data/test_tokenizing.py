@@ -106,6 +106,20 @@ def test_order_is_kept(make_tokenizer, monkeypatch, workers, block):
     assert [len(ids) for ids, _ in found] == [min(index % 9 + 2, 8) for index in range(50)]
 
 
+@pytest.mark.parametrize("workers, used", [(None, 3), (5, 5)])
+def test_threads_left_out_are_those_of_the_process(make_tokenizer, monkeypatch, workers, used):
+    seen = []
+
+    def ahead(work, items, threads, most):
+        seen.append(threads)
+        yield from map(work, items)
+
+    monkeypatch.setattr(tokenizing, "ahead", ahead)
+    monkeypatch.setattr(tokenizing, "threads", lambda: 3)
+    list(tokenizing.tokenise(["a"], None, make_tokenizer(), 8, workers))
+    assert seen == [used]
+
+
 def test_truncation_side(make_tokenizer):
     tokenizer = make_tokenizer()
     tokenizer.truncation_side = "left"

@@ -1,6 +1,7 @@
 """bertfast sweep: what is searched, how trials are run, stopped and taken up again, and what is told of them. Most trials are trained by a stub."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from bertfast.errors import BertfastError, ConfigError
 from bertfast.sweep.report import figure_of, summarise
 from bertfast.sweep.run import Search, Sweep
 from bertfast.sweep.space import BERT_GRID, Range, Space, draw_settings, read_space
-from bertfast.sweep.trials import train_command
+from bertfast.sweep.trials import Stop, train_command
 from tests.support.multitask_runs import write_tasks
 from tests.support.runs import environment, write_task
 from tests.support.tiny_bert import write_tiny_bert
@@ -112,6 +113,25 @@ def test_every_setting_and_seed_is_trained_once(tmp_path, base):
     assert results["best"] == results["settings"][0] and results["best"]["values"]["optimizer.params.lr"] == 3e-5
     trial = json.loads((tmp_path / "sweep" / "trials" / "000-seed-5" / "config.json").read_text())
     assert "export" not in trial["bertfast"] and trial["bertfast"]["run"]["threads"] >= 1
+
+
+@pytest.mark.parametrize("asked, each", [(None, 4), ("3", 3), ("8", 4)])
+def test_trials_at_the_same_time_share_the_cores(tmp_path, base, monkeypatch, asked, each):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked) if asked else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    sweep = sweep_of(tmp_path, base, jobs=2)
+    assert sweep._trial_config({}, 0, tmp_path)["bertfast"]["run"]["threads"] == each
+
+
+def test_what_a_script_put_in_the_background_is_not_for_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal is None and stop.count == 0
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_is_left_to_read(tmp_path, base):

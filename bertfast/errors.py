@@ -24,6 +24,10 @@ class CheckpointError(BertfastError):
     """A model or tokenizer folder, or a training checkpoint, that cannot be used."""
 
 
+class OutOfMemoryError(BertfastError):
+    """Memory ran out, a GPU's or the machine's; the message names the keys that make a run need less."""
+
+
 class NonFiniteLossError(BertfastError):
     """The loss became NaN or infinite; the message names the step and the examples."""
 
@@ -34,6 +38,12 @@ class Terminated(BertfastError):
     """SIGTERM arrived; the training state was saved before leaving."""
 
     exit_code = 143
+
+
+class Interrupted(Terminated):
+    """The same for SIGINT, which is Ctrl-C."""
+
+    exit_code = 130
 
 
 class ExportError(BertfastError):

@@ -43,7 +43,7 @@ def check_pretraining(
     plan = checks.make("packing", check_plan, config, sizes, train)
     checks.make("optimizer", partial(check_optimizer, config, device), precision, sizes, plan, model)
     checks.make("one step", _check_step, model, plan, train)
-    checks.make("memory per rank", check_memory, config, precision, model, plan, train)
+    checks.make("memory per rank", partial(check_memory, config, device), precision, sizes, model, plan, train)
 
 
 def _check_text(config: Config, load: Any, tokenizer: Any, checkpoint: tuple[Path, BertConfig]) -> Found:

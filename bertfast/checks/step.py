@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
 from bertfast.checks.table import Found
 from bertfast.config import BatchSizes, Config, resolve_total_steps
 from bertfast.data import EncodedDataset, TrainingSet
-from bertfast.engine import Precision, activation_bytes, estimate_memory
-from bertfast.errors import NonFiniteLossError
+from bertfast.engine import Precision, shortage
+from bertfast.errors import NonFiniteLossError, OutOfMemoryError
 from bertfast.model import BertClassifier, BertEncoder, Loss
 from bertfast.packing import Plan
-from bertfast.training import plan_of
+from bertfast.training import footprint_of, plan_of, smaller_training
 from bertfast.wording import counted
 
 STEP_EXAMPLES = 8  # of the first micro-batch: enough to see a loss, few enough for a large model on a CPU
-
-_SAMPLED_STEPS = 64
 
 
 def check_plan(config: Config, sizes: BatchSizes, train: TrainingSet) -> Found:
@@ -62,13 +59,15 @@ def step_facts(model: torch.nn.Module, loss: torch.Tensor, examples: str) -> str
     return f"gradient norm {norm:.3f}"
 
 
-def check_memory(config: Config, precision: Precision, model: BertEncoder, plan: Plan, train: TrainingSet) -> Found:
-    zero = config.zero
-    offloads = (zero.offloads_optimizer, zero.offloads_parameters)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    tokens = _largest_micro_batch(plan, train.training_lengths(0))
-    activations = activation_bytes(model.config, tokens, precision, config.bertfast.model.gradient_checkpointing == "selective")
-    estimate = estimate_memory(parameters, precision, zero.stage, plan.world_size, *offloads, activations=activations)
+def check_memory(
+    config: Config, device: str, precision: Precision, sizes: BatchSizes, model: BertEncoder, plan: Plan, train: TrainingSet
+) -> Found:
+    """What a rank needs, held against what this machine has: a warning where it is not free now, a fault where it is not there at all.
+
+    Raises:
+        OutOfMemoryError: naming the keys that make a run need less.
+    """
+    estimate, tokens = footprint_of(config, precision, model, plan, train)
     parts = {
         "parameters": estimate.parameters,
         "gradients": estimate.gradients,
@@ -77,17 +76,15 @@ def check_memory(config: Config, precision: Precision, model: BertEncoder, plan:
     }
     shown = " + ".join(f"{name} {_megabytes(size)}" for name, size in parts.items() if size)
     host = f"; offloaded to the host: {_megabytes(estimate.host)}" if estimate.host else ""
+    wanting = shortage(estimate, "cpu" if device == "cpu" else "cuda")
+    advice = f"{wanting.sentence}: {smaller_training(config, sizes)}" if wanting else ""
+    if wanting and wanting.is_certain:
+        raise OutOfMemoryError(advice)
     return Found(
         estimate,
-        f"about {_megabytes(estimate.device)}: {shown}{host} (ZeRO stage {zero.stage}, {counted(plan.world_size, 'rank')}, {precision})",
+        f"about {_megabytes(estimate.device)}: {shown}{host} (ZeRO stage {config.zero.stage}, {counted(plan.world_size, 'rank')}, {precision})",
+        advice,
     )
-
-
-def _largest_micro_batch(plan: Plan, lengths: np.ndarray) -> int:
-    """The most tokens of a micro-batch, over steps spread evenly."""
-    steps = np.unique(np.linspace(0, len(plan) - 1, _SAMPLED_STEPS, dtype=np.int64)).tolist()
-    batches = (part for step in steps for rank in range(plan.world_size) for part in plan.micro_batches(step, rank))
-    return max(int(lengths[part[part >= 0]].sum()) for part in batches)
 
 
 def _megabytes(size: float) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from bertfast.errors import BertfastError
+from bertfast.machine import out_of_memory
 
 _TABLE_WIDTH = 140  # characters, where there is no terminal to fill
 
@@ -43,6 +44,11 @@ class Checks:
             found = function(*needs)
         except BertfastError as error:
             self.rows.append(Check(name, "failed", str(error)))
+            return None
+        except Exception as error:
+            if (fault := out_of_memory(error)) is None:
+                raise
+            self.rows.append(Check(name, "failed", f"{fault}; end what else runs here, or take a machine with more"))
             return None
         detail = f"{found.detail}; {found.warning}" if found.warning else found.detail
         self.rows.append(Check(name, "warning" if found.warning else "ok", detail))

@@ -67,4 +67,4 @@ def _check_training(checks: Checks, config: Config, device: str, precision: Any,
             checks.make("one step", partial(multitask.check_step, config), model, plan, train, *losses)
         else:
             checks.make("one step", step.check_step, model, plan, train, loss)
-        checks.make("memory per rank", step.check_memory, config, precision, model, plan, train)
+        checks.make("memory per rank", partial(step.check_memory, config, device), precision, sizes, model, plan, train)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bertfast.config.blocks import OptimizationConfig
 from bertfast.config.schema import BertfastConfig, Config
@@ -68,7 +68,7 @@ def resolve_batch_sizes(config: Config, world_size: int) -> BatchSizes:
     return BatchSizes(total, total // parts, steps, world_size)
 
 
-def resolve_precision(deepspeed: dict[str, Any], device_type: str) -> str:
+def resolve_precision(deepspeed: dict[str, Any], device_type: str) -> Literal["fp16", "bf16", "fp32"]:
     """ "fp16", "bf16" or "fp32": what the fp16 and bf16 blocks ask for; "auto" is fp16 on a GPU and off on a CPU.
 
     Raises:

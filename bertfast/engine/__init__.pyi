@@ -5,9 +5,11 @@ from .capture import Capture as Capture
 from .cuda_graphs import GraphedForward as GraphedForward
 from .cuda_graphs import graphs_for as graphs_for
 from .memory import DTYPES as DTYPES
+from .memory import MemoryEstimate as MemoryEstimate
 from .memory import Precision as Precision
 from .memory import activation_bytes as activation_bytes
 from .memory import estimate_memory as estimate_memory
+from .memory import shortage as shortage
 from .optimizer import thaw_step as thaw_step
 from .optimizer import trained_groups as trained_groups
 from .ranks import Ranks as Ranks

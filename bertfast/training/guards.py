@@ -1,7 +1,9 @@
-"""What may end a run: SIGTERM, and a loss that is not finite."""
+"""What may end a run: SIGTERM, Ctrl-C, and a loss that is not finite."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import torch
 
 from bertfast.data import TrainingSet
 from bertfast.engine import Ranks
-from bertfast.errors import NonFiniteLossError
+from bertfast.errors import Interrupted, NonFiniteLossError, Terminated
 
 _EXAMPLES_NAMED = 8  # of a loss that is not finite
 
@@ -58,25 +60,45 @@ class LossWatch:
 
 
 class Termination:
-    """A context in which SIGTERM is noted rather than obeyed at once."""
+    """A context in which SIGTERM and SIGINT (Ctrl-C) are noted rather than obeyed at once; a second SIGINT interrupts.
+
+    A SIGINT that is ignored, as of what a script has put in the background, stays ignored.
+    """
 
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
-        self._asked = False
-        self._before: Callable[[int, FrameType | None], Any] | int | None = None  # None: nothing was put in its place
+        self._signal: int | None = None  # the first that came: a launcher sends SIGTERM after a terminal's SIGINT
+        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> Termination:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            noted = [number for number in (signal.SIGTERM, signal.SIGINT) if number == signal.SIGTERM or not _is_ignored(number)]
+            self._before = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            if before is not None:  # None: it was not set from Python, and cannot be put back
+                signal.signal(number, before)
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop: every rank gets the same answer, at the same step."""
-        return self._ranks.any(self._asked)
+        return self._ranks.any(self._signal is not None)
 
-    def _note(self, signum, frame) -> None:
-        self._asked = True
+    def fault(self, saved: str) -> Terminated:
+        """What to raise once the state is saved. saved: after which step, and where."""
+        if self._signal == signal.SIGINT:
+            return Interrupted(f"stopped by Ctrl-C {saved}: go on with --resume")
+        return Terminated(f"stopped by SIGTERM {saved}: go on with --resume")
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = self._signal or number
+        if number == signal.SIGINT and self._ranks.is_first:
+            with contextlib.suppress(OSError):  # not by sys.stderr: the signal may have come in the midst of its own write
+                os.write(2, b"\nbertfast: stopping, with a checkpoint; Ctrl-C again stops at once, without one\n")
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN

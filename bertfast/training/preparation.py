@@ -18,10 +18,11 @@ from bertfast.config import (
     resolve_total_steps,
 )
 from bertfast.data import TrainingSet
-from bertfast.engine import Capture, GraphedForward, Ranks, build_engine, graphs_for, join_ranks
+from bertfast.engine import Capture, GraphedForward, Precision, Ranks, build_engine, graphs_for, join_ranks, shortage
 from bertfast.model import RandomBits
 from bertfast.reporting import RECIPE_BLOCKS, changed
 from bertfast.training.batches import TrainingBatches
+from bertfast.training.footprint import footprint_of, smaller_training
 from bertfast.training.loader import check_fit
 from bertfast.training.objectives.objective import Forward, Objective
 from bertfast.training.run_folder import RunFolder
@@ -36,7 +37,7 @@ class Run:
     config: Config
     objective: Objective
     ranks: Ranks
-    precision: str
+    precision: Precision
     sizes: BatchSizes
     train_set: TrainingSet
     eval_sets: dict[str, Any]
@@ -85,6 +86,9 @@ class Run:
         asked = self.config.zero.stage
         if asked != self.engine.zero_optimization_stage():
             lines.append(f"ZeRO stage {asked} has nothing to divide on one rank: it runs as stage 0")
+        estimate, _ = footprint_of(self.config, self.precision, self.engine.module, plan, self.train_set)
+        if wanting := shortage(estimate, self.ranks.device.type):
+            lines.append(f"{wanting.sentence}; should it run out: {smaller_training(self.config, sizes)}")
         resuming = f"resuming after step {state.step}" if state.step else None
         lines += [line for line in (self.graphs_line, *self.folder.notes, resuming) if line]
         return lines + self.objective.lines()
@@ -121,7 +125,7 @@ def prepare(
     config: Config,
     objective: Objective,
     ranks: Ranks,
-    precision: str,
+    precision: Precision,
     mark: Callable[[str], None],
     capture: type[Capture] | None = None,
 ) -> Run:

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import torch
 
-from bertfast.config import Config, resolve_precision
+from bertfast.config import Config, resolve_batch_sizes, resolve_precision
 from bertfast.data import EncodedDataset
 from bertfast.engine import Capture, rates_by_part, start_ranks
-from bertfast.errors import Terminated
 from bertfast.packing import PackedBatch
 from bertfast.reporting import Progress, RunProfiler, StartupClock, run_facts
 from bertfast.storage import alone_in
 from bertfast.tasks import Task, is_better
+from bertfast.training.footprint import memory_named, smaller_evaluation, smaller_training
 from bertfast.training.guards import LossWatch, Termination
 from bertfast.training.objectives.choice import objective_of
 from bertfast.training.preparation import Run, prepare
@@ -90,9 +90,14 @@ class Trainer:
         Raises:
             BertfastError: the config, data or checkpoint cannot be used (see bertfast.errors).
             NonFiniteLossError: naming the step and the examples; the last checkpoint is kept.
-            Terminated: SIGTERM came; the state was saved.
+            OutOfMemoryError: naming the keys that make the run need less.
+            Terminated, Interrupted: SIGTERM or SIGINT (Ctrl-C) came; the state was saved.
         """
         started = datetime.now(UTC)
+        with memory_named(smaller_training(self._config, resolve_batch_sizes(self._config, self._ranks.world_size))):
+            return self._fit_in(started)
+
+    def _fit_in(self, started: datetime) -> dict[str, Any]:
         run = self._prepare()
         with alone_in(self._model_dir) if run.ranks.is_first else nullcontext():
             state = run.folder.restore(self._resume, self._checkpoint_path)
@@ -114,11 +119,13 @@ class Trainer:
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Metrics by split of eval_input, by the model in `checkpoint_path` (else the one that training left in run.model_dir)."""
-        return self._objective.evaluate(self._trained_folder, self._precision)
+        with memory_named(smaller_evaluation(self._config)):
+            return self._objective.evaluate(self._trained_folder, self._precision)
 
     def predict(self, dataset: EncodedDataset | None = None, split: str = "test") -> np.ndarray | None:
         """Logits [n, C], float32, of every example of `dataset` (else of a split of eval_input), in its order; None on ranks but the first."""
-        return self._objective.predict(self._trained_folder, self._precision, dataset, split)
+        with memory_named(smaller_evaluation(self._config)):
+            return self._objective.predict(self._trained_folder, self._precision, dataset, split)
 
     # ---------------------------------------------------------------------------------------------------------------- one step
 
@@ -148,12 +155,10 @@ class Trainer:
             if evaluates or saves or stops:
                 state = window.take_into(state._replace(step=done))
                 with window.paused():
-                    # Whoever sends SIGTERM will not wait for an evaluation: the resumed run begins with it.
+                    # Whoever sends a signal will not wait for an evaluation: the resumed run begins with it.
                     state = self._keep(run, state._replace(owes_evaluation=evaluates and stops), progress, evaluates and not stops)
             if stops:
-                raise Terminated(
-                    f"stopped by SIGTERM after step {done}; the state is saved in {run.folder.checkpoints}: go on with --resume"
-                )
+                raise termination.fault(f"after step {done}; the state is saved in {run.folder.checkpoints}")
         return state
 
     def _step(self, run: Run, watch: LossWatch, step: int, batches: list[PackedBatch], n_examples: int) -> Stepped:
@@ -182,7 +187,8 @@ class Trainer:
         return state
 
     def _evaluate(self, run: Run, state: RunState, progress: Progress) -> RunState:
-        metrics = {name: run.objective.metrics(run.engine, dataset) for name, dataset in run.eval_sets.items()}
+        with memory_named(smaller_evaluation(self._config)):
+            metrics = {name: run.objective.metrics(run.engine, dataset) for name, dataset in run.eval_sets.items()}
         progress.evaluation(state.step, metrics)
         values = {f"Eval/{name}/{metric}": value for name, found in metrics.items() for metric, value in found.items()}
         self._write_monitor(run, values, state.step)

@@ -5,11 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
+from bertfast.checks import step
 from bertfast.checks.table import print_checks
 from bertfast.checks.validate import run_checks
 from bertfast.cli import entry
 from bertfast.config.load import load_config
+from bertfast.engine import memory
 from tests.support.tiny_bert import write_tiny_bert
 
 TRAIN = "sentence\tlabel\na good film\t1\nthe dull film is\t0\nbad\t0\nfine and great and fine and great\t1\n"
@@ -86,6 +89,27 @@ def test_memory_is_that_of_the_formula(place):
     detail = checks_of(config_of(place, train_input=source))["memory per rank"].detail
     # 20 tokens (5 + 6 + 3 + 6) x 2 layers x (4 x (8 x 16 + 2 x 32) + 2 x 16) bytes are 0.03 MB
     assert "activations of 20 tokens 0.0 MB" in detail and "parameters 0.0 MB" in detail
+
+
+@pytest.mark.parametrize("total, free, result", [(50_000, 50_000, "failed"), (10**9, 50_000, "warning"), (10**9, 10**9, "ok")])
+def test_memory_is_held_against_the_machine(place, monkeypatch, total, free, result):
+    monkeypatch.setattr(memory, "memory_total", lambda: total)
+    monkeypatch.setattr(memory, "memory_available", lambda: free)
+    row = checks_of(config_of(place))["memory per rank"]
+    assert row.result == result
+    ways = [
+        "train_micro_batch_size_per_gpu (now 2;",
+        "bertfast.train_input.max_sequence_length (now 6)",
+        "gradient_checkpointing = selective",
+    ]
+    assert all((word in row.detail) == (result != "ok") for word in ways), row.detail
+
+
+def test_memory_that_runs_out_in_a_check_is_its_fault(place, monkeypatch):
+    monkeypatch.setattr(step, "step_facts", lambda *_: torch.empty(10**15))
+    checks = checks_of(config_of(place))
+    assert results_of(checks) == {"one step": "failed"}
+    assert checks["one step"].detail.startswith("memory ran out (4,000,000.0 GB more were asked for)")
 
 
 def test_a_few_ranks(place, monkeypatch):

@@ -15,7 +15,7 @@ from bertfast.cli import entry
 from bertfast.cli.flags import FLAGS
 from bertfast.cli.parser import names_command, overrides, parse_command, parse_launch
 from bertfast.config.load import load_config
-from bertfast.errors import CheckpointError, ConfigError, NonFiniteLossError, Terminated
+from bertfast.errors import CheckpointError, ConfigError, Interrupted, NonFiniteLossError, OutOfMemoryError, Terminated
 from tests.support import ROOT
 
 CONFIG = {
@@ -283,13 +283,32 @@ def test_train_and_eval_needs_something_to_evaluate(capsys, trainer):
         pytest.param(CheckpointError("a"), 2, id="checkpoint"),
         pytest.param(NonFiniteLossError("a"), 3, id="loss"),
         pytest.param(Terminated("a"), 143, id="sigterm"),
+        pytest.param(Interrupted("a"), 130, id="ctrl-c-after-a-checkpoint"),
+        pytest.param(OutOfMemoryError("a"), 2, id="memory"),
         pytest.param(KeyboardInterrupt(), 130, id="ctrl-c"),
     ],
 )
 def test_exit_codes(trainer, capsys, fault, code):
     trainer.fault = fault
     assert entry.main(["train", "--config", "c.json"]) == code
-    assert capsys.readouterr().err == ("bertfast: interrupted\n" if code == 130 else "bertfast: error: a\n")
+    goes_on = ": bertfast train --config c.json --resume" if isinstance(fault, Terminated) else ""
+    said = "interrupted" if isinstance(fault, KeyboardInterrupt) else f"error: a{goes_on}"
+    assert capsys.readouterr().err == f"bertfast: {said}\n"
+
+
+def test_memory_that_runs_out_anywhere_is_one_line(trainer, capsys):
+    trainer.fault = MemoryError("Unable to allocate 20. TiB for an array")
+    assert entry.main(["train", "--config", "c.json"]) == 2
+    said = "bertfast: error: memory ran out (20. TiB more were asked for); end what else runs here, or take a machine with more\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_stop_that_all_ranks_know_of_is_told_once(trainer, capsys, monkeypatch):
+    monkeypatch.setattr(entry.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("RANK", "1")
+    trainer.fault = Terminated("a")
+    assert entry.main(["train", "--config", "c.json"]) == 143
+    assert capsys.readouterr().err == ""
 
 
 def test_our_own_faults_keep_their_traceback(trainer):

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bertfast.engine.memory import activation_bytes, estimate_memory
+from bertfast.engine import memory
+from bertfast.engine.memory import MemoryEstimate, activation_bytes, estimate_memory, shortage
 
 GB = 1e9
 
@@ -66,3 +67,34 @@ def test_activations_of_bert_base():
     assert activation_bytes(base, 1000, "fp16") == 34 * 768 * 12 * 1000
     assert activation_bytes(base, 1000, "fp32") == (4 * 16 + 2) * 768 * 12 * 1000
     assert estimate_memory(1000, "fp16", activations=5.0).device == 16 * 1000 + 5.0
+
+
+@pytest.mark.parametrize(
+    "device, host, ranks, total, free, expected",
+    [
+        pytest.param(4.0, 0.0, 1, 8.0, 6.0, None, id="enough"),
+        pytest.param(
+            9.0, 0.0, 1, 8.0, 6.0, (True, "1 rank on this machine would need 9.0 GB or more of memory, and there are 8.0 GB"), id="never"
+        ),
+        pytest.param(
+            7.5, 0.0, 1, 8.0, 6.0, (False, "1 rank on this machine would need 7.5 GB or more of memory, and 6.0 GB are free"), id="not-now"
+        ),
+        pytest.param(3.0, 2.0, 2, 8.0, 6.0, (True, "2 ranks on this machine would need 10.0 GB"), id="ranks-and-what-is-offloaded"),
+        pytest.param(99.0, 0.0, 1, None, None, None, id="a-system-that-does-not-tell"),
+    ],
+)
+def test_what_a_machine_lacks(monkeypatch, device, host, ranks, total, free, expected):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setattr(memory, "memory_total", lambda: total and total * GB)
+    monkeypatch.setattr(memory, "memory_available", lambda: free and free * GB)
+    found = shortage(MemoryEstimate(1 * GB, 0, 0, (device - 1) * GB, host * GB), "cpu")  # the 1 GB of parameters is there already
+    assert found is None if expected is None else (found.is_certain, found.sentence[: len(expected[1])]) == expected
+
+
+@pytest.mark.parametrize("device, expected", [(7.0, None), (9.0, True), (7.9, False)])
+def test_a_gpu_has_its_own(monkeypatch, device, expected):
+    monkeypatch.setattr(memory.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(memory.torch.cuda, "mem_get_info", lambda: (6 * GB, 8 * GB))
+    found = shortage(MemoryEstimate(1 * GB, 0, 0, (device - 1) * GB, 0.0), "cuda")
+    assert (found and found.is_certain) == expected and (found is None or "the GPU's memory" in found.sentence)

@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument("--local_rank", type=int, help=argparse.SUPPRESS, default=argparse.SUPPRESS)  # the deepspeed launcher gives it
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}\nSee {self.prog} --help.")
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def parse_command(argv: Sequence[str]) -> argparse.Namespace:
@@ -156,5 +156,8 @@ def _unknown(word: str, parser: _Parser) -> str:
         return f"unexpected argument {word!r}{instead}"
     name = word.partition("=")[0]
     known = [name for flag in parser.flags for name in flag.names]
+    elsewhere = dict.fromkeys(command for flag in (*FLAGS, *EXPORT_FLAGS) if name in flag.names for command in flag.commands)
+    if elsewhere:
+        return f"unknown flag {name}: it is for {' and '.join(elsewhere)}"
     near = nearest(name, known)
     return f"unknown flag {name}; " + (f"did you mean {near}?" if near else f"known flags: {listed(known)}")

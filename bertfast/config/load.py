@@ -19,6 +19,8 @@ from bertfast.wording import listed, unknown_key
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+_KINDS_OF_VALUES = ("int_type", "float_type", "bool_type", "string_type", "literal_error")  # pydantic's errors where no block can stand
+
 
 def load_config(path: str | Path | dict, overrides: list[str] | None = None, flag: str = "--set") -> Config:
     """Read a config file (JSON or YAML) or dictionary, apply `key.path=value` overrides, and check every key.
@@ -104,6 +106,8 @@ def _explain(source: Callable[[str], str], item: ErrorDetails) -> str:
         message = 'it must be a list, for example ["sentence"]'
     elif kind == "string_type" and value is not None:
         message = "it must be a string; put it in quotation marks"
+    if isinstance(value, dict) and value and kind in _KINDS_OF_VALUES:  # an override below a key makes a block of it
+        return f"{source(f'{dotted}.{next(iter(value))}')}: {dotted} is a value, not a block: {message}"
     shown = "" if isinstance(value, dict) else f" = {json.dumps(value, default=str)}"
     return f"{source(dotted)}: {dotted}{shown}: {message}"
 

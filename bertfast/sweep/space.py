@@ -91,6 +91,8 @@ def read_space(path: str | None, config: Config) -> Space:
         return Space(
             "the default grid", {key: values for key, values in BERT_GRID.items() if not (by_tokens and key.endswith("batch_size"))}
         )
+    if not Path(path).is_file():
+        raise ConfigError(f"--space {path}: no such file; leave --space out to search the BERT paper's grid")
     raw = read_json_or_yaml(Path(path))
     if not isinstance(raw, dict) or not raw:
         raise ConfigError(f"{path}: must hold config keys with lists of values, for example bertfast.run.epochs: [2, 3, 4]")

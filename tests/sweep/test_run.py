@@ -412,7 +412,7 @@ def test_a_missing_library_is_named(tmp_path, base, monkeypatch, missing):
     "words, message",
     [
         pytest.param(["--seeds", "0"], "'0' is no whole number from 1 on", id="no-seeds"),
-        pytest.param(["--space", "nowhere.yaml"], "nowhere.yaml: cannot be read", id="no-space"),
+        pytest.param(["--space", "nowhere.yaml"], "--space nowhere.yaml: no such file", id="no-space"),
     ],
 )
 def test_flags(tmp_path, base, capsys, words, message):

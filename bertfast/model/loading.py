@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bertfast.errors import CheckpointError
-from bertfast.weights import LoadReport, from_transformers_names, head_of_another, read_weights
+from bertfast.weights import LoadReport, from_transformers_names, head_of_another, read_weights, without_decoder
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -41,6 +41,8 @@ def load_state(
     Raises:
         CheckpointError: naming the tensors that do not fit.
     """
+    if pretraining:
+        state = without_decoder(state, source)
     ours, unexpected = from_transformers_names(state, pretraining)
     ours = {name: tensor for name, tensor in ours.items() if not name.startswith(tuple(leave_out))}
     unexpected = [name for name in unexpected if not name.startswith(tuple(leave_out))]

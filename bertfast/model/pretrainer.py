@@ -64,7 +64,7 @@ class BertPretrainer(BertEncoder):
 
     def load_transformers_state(self, state: dict[str, torch.Tensor], source: str, strict: bool = True) -> LoadReport:
         """Copy weights under transformers' names into the model."""
-        others = ("classifier.", "features.", "hidden.", "cls.predictions.decoder.")  # heads of a classifier; and the tied matrix once more
+        others = ("classifier.", "features.", "hidden.")  # heads of a classifier
         leave_out = others if self.next_sentence else (*others, "seq_relationship.")
         return load_state(self, state, source, strict, pretraining=True, leave_out=leave_out)
 

@@ -12,6 +12,7 @@ from .folder import write_weights as write_weights
 from .names import LoadReport as LoadReport
 from .names import from_transformers_names as from_transformers_names
 from .names import to_transformers_names as to_transformers_names
+from .names import without_decoder as without_decoder
 from .names import without_layers as without_layers
 from .sizes import DEMO as DEMO
 from .sizes import config_of_checkpoint as config_of_checkpoint

@@ -13,13 +13,9 @@ from bertfast.storage import folders
 from bertfast.weights.config_keys import head_of_another
 from bertfast.weights.folder import read_weights, resolve_folder, save_tensors
 from bertfast.weights.google import write_tensorflow
-from bertfast.weights.names import modern_names
+from bertfast.weights.names import without_decoder
 from bertfast.weights.tokenizer import load_tokenizer
 
-_COPIES = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
 _HEADS = {"the MLM head": "cls.predictions.bias", "the NSP head": "cls.seq_relationship.bias", "a classifier": "classifier.bias"}
 
 
@@ -37,7 +33,7 @@ def convert_checkpoint(source: str, target: str | Path, to: str = "transformers"
         raise CheckpointError(f"{target}: is there already; name a folder that is not")
     folder = resolve_folder(source)
     config, state = read_weights(str(folder))
-    state = _without_copies({name: tensor.float() for name, tensor in modern_names(state).items()}, str(folder))
+    state = _without_copies({name: tensor.float() for name, tensor in state.items()}, str(folder))
     tokenizer = load_tokenizer(folder, config)
     # A classifier of tokens or of choices has the same names as one of texts: the class in config.json alone tells them apart.
     other = head_of_another(config) if "classifier.weight" in state else None
@@ -73,11 +69,8 @@ def architecture(state: dict[str, torch.Tensor]) -> str:
 
 def _without_copies(state: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
     """Leave out the MLM decoder, which is the word embeddings and cls.predictions.bias again, and the position ids, which are 0, 1, 2 ..."""
-    for copy, original in _COPIES.items():
-        if copy in state and not torch.equal(state[copy], state.setdefault(original, state[copy])):
-            raise CheckpointError(f"{source}: {copy} is not {original}, as it is in BERT; bertfast has no place for a decoder of its own")
     positions = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
-    kept = {name: tensor for name, tensor in state.items() if name not in _COPIES and name not in positions}
+    kept = {name: tensor for name, tensor in without_decoder(state, source).items() if name not in positions}
     strays = [name for name in kept if not name.startswith(("bert.", "cls.predictions.", "cls.seq_relationship.", "classifier."))]
     if strays:
         raise CheckpointError(

@@ -7,7 +7,6 @@ Knows tensors by name and no model.
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,10 @@ import torch
 from bertfast.errors import CheckpointError
 from bertfast.storage import folders, give_usual_mode
 from bertfast.weights.config_keys import config_from
+from bertfast.weights.faults import refuse_faults
+from bertfast.weights.files import WEIGHTS, no_weights, read_tensors, refuse_pointer
 from bertfast.weights.google import CONFIG_FILE as OLD_CONFIG_FILE
 from bertfast.weights.google import find_tensorflow_checkpoint, read_tensorflow
-from bertfast.wording import reason
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -33,26 +33,26 @@ def read_weights(folder_or_name: str, config: BertConfig | None = None) -> tuple
     Reads safetensors, sharded or not, `.bin` files by torch's safe loader alone, which runs no code from the file, and TensorFlow's checkpoints.
 
     Raises:
-        CheckpointError: naming the folder or file, and what it lacks.
+        CheckpointError: naming the folder or file and what it lacks, or the tensor that is none of a plain BERT's.
     """
     folder = resolve_folder(folder_or_name)
     config = config or read_config(folder)
-    for name, index in (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")):
-        if (folder / name).is_file():
-            return config, _read_file(folder / name)
-        if (folder / index).is_file():
-            shards = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
-            return config, {key: tensor for shard in shards for key, tensor in _read_file(folder / shard).items()}
+    state = read_tensors(folder)
+    if state is None:
+        state = _read_google(folder, config)
+    refuse_faults(state, str(folder))
+    return config, state
+
+
+def _read_google(folder: Path, config: BertConfig) -> dict[str, torch.Tensor]:
+    """The tensors of Google's checkpoint in a folder, by transformers' names; a classifier's tell `config` how many classes there are."""
     prefix = find_tensorflow_checkpoint(folder)
     if prefix is None:
-        raise CheckpointError(
-            f"{folder}: no model.safetensors, no pytorch_model.bin and no bert_model.ckpt there; give a folder that transformers' "
-            "save_pretrained wrote, or one of Google's"
-        )
+        raise no_weights(folder)
     state = read_tensorflow(prefix)
     if "classifier.bias" in state:
         config.num_labels = state["classifier.bias"].numel()  # Google's config does not tell
-    return config, state
+    return state
 
 
 def read_config(folder: Path) -> BertConfig:
@@ -97,6 +97,8 @@ def resolve_folder(folder_or_name: str) -> Path:
     """The local folder that a path or a hub name means; a hub name is downloaded to transformers' own cache."""
     path = Path(folder_or_name).expanduser()
     if path.is_dir():
+        for name in ("config.json", OLD_CONFIG_FILE):
+            refuse_pointer(path / name)
         return path
     if path.is_file():
         raise CheckpointError(f"checkpoint {folder_or_name}: is a file; give the folder that it lies in: {path.parent}")
@@ -105,10 +107,11 @@ def resolve_folder(folder_or_name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json"]
+    wanted = ["config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*.json"]
+    wanted += ["special_tokens_map.json", "added_tokens.json"]
     try:
         folder = Path(snapshot_download(folder_or_name, allow_patterns=wanted))
-        if not any(folder.glob("*.safetensors")):
+        if not any((folder / f"{WEIGHTS[0]}{end}").is_file() for end in ("", ".index.json")):
             folder = Path(snapshot_download(folder_or_name, allow_patterns=[*wanted, "pytorch_model*.bin*"]))
         return folder
     except LocalEntryNotFoundError:
@@ -121,21 +124,6 @@ def resolve_folder(folder_or_name: str) -> Path:
             f"checkpoint {folder_or_name!r}: neither a local folder nor a model that the hub gives ({type(error).__name__}); "
             "give the path of a folder with config.json, model.safetensors and the tokenizer's files"
         ) from None
-
-
-def _read_file(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: the index names it, but it is not there") from None
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file}: safe loading refuses it: it holds more than tensors, or is cut short ({reason(error)})") from error
-    except Exception as error:  # safetensors and torch raise many kinds; each means that the file cannot be read
-        raise CheckpointError(f"{file}: cannot be read ({type(error).__name__}: {error}); it may be cut short") from error
 
 
 def model_folder(path: str) -> str:

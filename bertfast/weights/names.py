@@ -34,6 +34,11 @@ _PRETRAINING = {
     "seq_relationship.bias": "cls.seq_relationship.bias",
 }
 
+_DECODER = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
 _IN_LAYER = {
     "attention_out.weight": "attention.output.dense.weight",
     "attention_norm.x_bias": "attention.output.dense.bias",
@@ -176,12 +181,27 @@ def without_layers(state: dict[str, torch.Tensor], layers: range, pooler: bool) 
     return {name: tensor for name, tensor in modern.items() if name not in set(gone)}
 
 
+def without_decoder(state: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
+    """Tensors by today's names (see modern_names) without the MLM decoder, which in BERT is the word embeddings and cls.predictions.bias once more.
+
+    Raises:
+        CheckpointError: it is something else; transformers then unties the two.
+    """
+    state = modern_names(state)
+    kept = {name: tensor for name, tensor in state.items() if name not in _DECODER}
+    for copy, original in _DECODER.items():
+        if copy in state and not torch.equal(state[copy], kept.setdefault(original, state[copy])):
+            raise CheckpointError(f"{source}: {copy} is not {original}, as it is in BERT; bertfast has no place for a decoder of its own")
+    return kept
+
+
 def modern_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors by the names of today's BertForPreTraining: a BertModel's get their `bert.`, and `gamma` and `beta` become weight and bias."""
-    return {_modern(name): tensor for name, tensor in state.items()}
+    return {modern_name(name): tensor for name, tensor in state.items()}
 
 
-def _modern(name: str) -> str:
+def modern_name(name: str) -> str:
+    """The name that a tensor has in today's BertForPreTraining or BertForSequenceClassification."""
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
     return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name

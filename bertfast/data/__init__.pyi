@@ -1,3 +1,6 @@
+from .description import NO_EVALUATION as NO_EVALUATION
+from .description import Description as Description
+from .description import describe as describe
 from .encoded import EncodedDataset as EncodedDataset
 from .load import check_reading as check_reading
 from .load import encode as encode
@@ -11,5 +14,4 @@ from .tokenizing import Encode as Encode
 from .tokenizing import TokenBlock as TokenBlock
 from .tokenizing import backend_encoder as backend_encoder
 from .training_set import TrainingSet as TrainingSet
-from .truncation import leaves_no_tail as leaves_no_tail
 from .truncation import num_pieces as num_pieces

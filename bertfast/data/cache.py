@@ -26,6 +26,8 @@ STALE_SECONDS = 24 * 3600  # a part-written file of this age belongs to a proces
 
 KEY = b"bertfast"
 
+FACTS = ("cut", "empty")  # counts of a record batch's examples, in its metadata: see TokenBlock
+
 COLUMNS = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.uint8()), "line": pa.int32()}
 
 
@@ -104,7 +106,9 @@ class CacheWriter:
             columns.append(number_array(np.concatenate(labels)))
         if parts[0] is not None:
             columns.append(text_array([part for block in parts for part in block]))
-        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        facts = {name: [getattr(block, name) for block in tokens] for name in FACTS}
+        known = {name: str(sum(counts)) for name, counts in facts.items() if None not in counts}
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema), custom_metadata=known)
 
     def _settle(self) -> None:
         with open(self.beside, "rb") as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bertfast.data.cache import CACHE_FORMAT, COLUMNS, KEY
+from bertfast.data.cache import CACHE_FORMAT, COLUMNS, FACTS, KEY
 from bertfast.data.truncation import num_pieces, piece_lengths
 from bertfast.errors import DataError
 from bertfast.packing import IGNORE_LABEL, PackedBatch
@@ -39,11 +39,18 @@ def open_cached(path: Path, fingerprint: str, task: Task, source: str) -> Encode
     return dataset
 
 
+def _sum_of(name: str, metadata: list[pa.KeyValueMetadata | None]) -> int | None:
+    if any(facts is None or name.encode() not in facts for facts in metadata):
+        return None
+    return sum(int(facts[name.encode()]) for facts in metadata if facts is not None)
+
+
 class EncodedDataset:
     """The examples of one split as token ids, memory-mapped.
 
     lengths: int32 [n], tokens of each example, over all its pieces. labels: [n], int32 class ids or float32 scores, or None. task: with its classes known, where
-    the data told. source: what file (or hub set, or function). fingerprint: of data, tokenizer and length.
+    the data told. source: what file (or hub set, or function). fingerprint: of data, tokenizer and length. num_cut, num_empty: how many examples lost
+    tokens to the length, and how many have a text without any; None where it is not known.
     """
 
     def __init__(self, path: Path, task: Task, source: str):
@@ -59,7 +66,7 @@ class EncodedDataset:
                 raise ValueError(f"format {header['format']} with {reader.num_record_batches} record batches")
             if reader.schema.names[:3] != list(COLUMNS) or any(reader.schema.field(name).type != type for name, type in COLUMNS.items()):
                 raise ValueError(f"its columns are {', '.join(reader.schema.names)}")
-            batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+            found = [reader.get_batch_with_custom_metadata(index) for index in range(reader.num_record_batches)]
         if not task.is_complete and (header["is_regression"] or header["label_names"]):
             task = task.with_labels(None if header["is_regression"] else tuple(header["label_names"]))
         self.task, self.source = task, source
@@ -68,7 +75,8 @@ class EncodedDataset:
         self.has_pieces: bool = header.get("has_pieces", False)
         self._unit: str = header["unit"]
         self._filler = np.array(header["filler"], dtype=np.int32)
-        self._take(batches)
+        self.num_cut, self.num_empty = (_sum_of(name, [metadata for _, metadata in found]) for name in FACTS)
+        self._take([batch for batch, _ in found])
         if header["rows"] not in (None, len(self)):
             raise ValueError(f"it holds {len(self)} examples of {header['rows']}")
 

@@ -31,11 +31,14 @@ BLOCK_EXAMPLES = 512  # a thread's piece of work: the lists of ids of 512 MNLI p
 
 
 class TokenBlock(NamedTuple):
-    """Examples end to end: input_ids int32 [T], token_type_ids uint8 [T], lengths int32 [B], over all pieces of an example."""
+    """Examples end to end: input_ids int32 [T], token_type_ids uint8 [T], lengths int32 [B], over all pieces of an example. cut, empty: how
+    many of them lost tokens, and how many have a text without any; None where it is not known."""
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray
     lengths: np.ndarray
+    cut: int | None = None
+    empty: int | None = None
 
 
 def check_cut(tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig) -> None:
@@ -134,8 +137,11 @@ def backend_encoder(
         if truncation.is_hierarchical:
             return _in_pieces(segments, ids, room, truncation)
         sequences = [ids] if text_b is None else [ids[: len(text_a)], ids[len(text_a) :]]
-        counts = _kept([np.fromiter(map(len, sequence), dtype=np.int64, count=len(sequence)) for sequence in sequences], room)
-        return _assembled(segments, sequences, counts, cut)
+        found = [np.fromiter(map(len, sequence), dtype=np.int64, count=len(sequence)) for sequence in sequences]
+        kept = _kept(found, room)
+        n_cut = int(np.count_nonzero(sum(found) > sum(kept)))
+        n_empty = int(np.count_nonzero(np.minimum(found[0], found[-1]) == 0))
+        return _assembled(segments, sequences, kept, cut)._replace(cut=n_cut, empty=n_empty)
 
     return encode
 
@@ -189,7 +195,9 @@ def _in_pieces(segments: list[_Segment], ids: list[list[int]], room: int, trunca
     block = _assembled(segments, [every], sizes, cutter(WHOLE_HEAD))
     counts = np.fromiter(map(len, of_documents), dtype=np.int64, count=len(ids))
     lengths = np.add.reduceat(block.lengths, np.cumsum(counts) - counts)
-    return block._replace(lengths=lengths.astype(np.int32))
+    read = ((n_pieces - 1) * (room - truncation.overlap) + room for n_pieces in counts.tolist())
+    n_cut = sum(len(document) > most for document, most in zip(ids, read, strict=True))
+    return block._replace(lengths=lengths.astype(np.int32), cut=n_cut, empty=sum(not document for document in ids))
 
 
 def _slow(tokenizer, max_sequence_length: int) -> Encode:
@@ -207,7 +215,13 @@ def _slow(tokenizer, max_sequence_length: int) -> Encode:
         lengths = np.fromiter(map(len, features["input_ids"]), dtype=np.int32, count=len(text_a))
         ids, types = (itertools.chain.from_iterable(features[name]) for name in ("input_ids", "token_type_ids"))
         total = int(lengths.sum())
-        return TokenBlock(np.fromiter(ids, np.int32, total), np.fromiter(types, np.uint8, total), lengths)
+        full = np.flatnonzero(lengths == max_sequence_length).tolist()
+        whole = (
+            tokenizer([text_a[row] for row in full], text_b and [text_b[row] for row in full], verbose=False) if full else {"input_ids": []}
+        )
+        n_cut = sum(len(row) > max_sequence_length for row in whole["input_ids"])
+        n_empty = sum(not all(text.strip() for text in texts) for texts in zip(text_a, *([] if text_b is None else [text_b]), strict=True))
+        return TokenBlock(np.fromiter(ids, np.int32, total), np.fromiter(types, np.uint8, total), lengths, n_cut, n_empty)
 
     return encode
 

@@ -22,11 +22,12 @@ from bertfast.readers.rows import Fields, Locate, Rows, some_rows
 logger = logging.getLogger(__name__)
 
 
-def read_tsv(path: Path, locate: Locate, short_rows: str = "error", long_rows: str = "error") -> Iterator[Rows]:
+def read_tsv(path: Path, locate: Locate, short_rows: str = "error", long_rows: str = "error", quoted: str = "error") -> Iterator[Rows]:
     """A file of tab-separated fields with no quoting at all: a quote is a character like any other.
 
     short_rows: what becomes of a row with too few fields: "error", "skip", or "fill" (its missing fields are empty). long_rows: of one with
-    more fields than the header: "error", or "keep", for files that are known to have some.
+    more fields than the header: "error", or "keep", for files that are known to have some. quoted: of a text that is quoted as in a CSV: "error",
+    or "keep", for files that everyone takes so.
 
     Raises:
         DataError: see `line_blocks`; a missing column; a row with too few or too many fields, quoted as in a CSV, or the header again; no row
@@ -46,6 +47,7 @@ def read_tsv(path: Path, locate: Locate, short_rows: str = "error", long_rows: s
             rows = [row for row in rows if row != [""]]
         if long_rows == "error":
             _check_rows(fields, rows, numbers, path, "a .tsv is read without quoting: a text that holds a tab belongs in a .csv")
+        if quoted == "error":
             _check_unquoted(fields, rows, numbers, path)
         yield from _extracted(fields, rows, numbers, path, short_rows)
         count += len(rows)

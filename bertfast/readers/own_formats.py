@@ -84,10 +84,15 @@ def read_msr(path: Path, dev_ids: Path | None, columns: Columns, split: str) -> 
     with_ids = Columns((*columns.texts, ("#1 ID",), ("#2 ID",)), columns.label, columns.needs_label)
     wanted = None
     if dev_ids is not None:
-        pairs = read_tsv(dev_ids, lambda first_row, where: Fields(((0,), (1,)), None, tuple(first_row), has_header=False), long_rows="keep")
+        pairs = read_tsv(
+            dev_ids,
+            lambda first_row, where: Fields(((0,), (1,)), None, tuple(first_row), has_header=False),
+            long_rows="keep",
+            quoted="keep",
+        )
         wanted = {pair for block in pairs for pair in zip(*block.texts, strict=True)}
     count = 0
-    for block in read_tsv(path, with_ids.find, long_rows="keep"):
+    for block in read_tsv(path, with_ids.find, long_rows="keep", quoted="keep"):
         ids = list(zip(block.texts[2], block.texts[3], strict=True))
         is_dev = [pair in wanted if wanted is not None else row % 10 == 9 for row, pair in enumerate(ids, count)]
         count += len(ids)

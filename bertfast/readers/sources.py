@@ -150,8 +150,9 @@ def _file_source(task: Task, path: Path, split: str, with_labels: bool) -> Sourc
         rows = partial(read_msr, path, extra[0] if extra else None, columns, split)
     elif suffix == ".tsv":
         short_rows = ("skip" if needs_labels(task, split) else "fill") if layout.skip_short_rows else "error"
-        is_official = any(path.name in names for names in layout.files.values())
-        rows = partial(read_tsv, path, _locator(task, columns), short_rows, "keep" if is_official else "error")
+        long_rows = "keep" if any(path.name in names for names in layout.files.values()) else "error"  # as their authors laid them out
+        quoted = "error" if layout.kind == "own" else "keep"  # the known sets are handed on with quotes that became part of the texts
+        rows = partial(read_tsv, path, _locator(task, columns), short_rows, long_rows, quoted)
     elif suffix == ".csv":
         rows = partial(read_csv, path, _locator(task, columns))
     elif suffix in (".jsonl", ".json"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bertfast.config import BertfastConfig, Config, HeadConfig, InputConfig
-from bertfast.data import EncodedDataset, TrainingSet, load_dataset_for
+from bertfast.data import NO_EVALUATION, EncodedDataset, TrainingSet, describe, load_dataset_for
 from bertfast.engine import DTYPES, Ranks, join_ranks
 from bertfast.errors import ConfigError
 from bertfast.model import BertClassifier, BertEncoder, check_trained
@@ -63,6 +63,13 @@ class Loader:
         if source is None:
             return {}
         return {split: self.dataset(source, split, tokenizer) for split in self.task.eval_splits}
+
+    def data_lines(self, train_set: EncodedDataset, eval_sets: dict[str, EncodedDataset]) -> list[str]:
+        """What validate says of these splits, in the same words."""
+        settings = self.settings
+        lines = [f"train_input: train: {describe(train_set, get_task(settings.task), settings.truncation)}"]
+        lines += [f"eval_input: {split}: {describe(data, self.task, settings.truncation)}" for split, data in eval_sets.items()]
+        return lines if settings.eval_input is not None else [*lines, f"eval_input: {NO_EVALUATION}"]
 
     def model(self, folder_or_name: str, new_head: bool) -> BertClassifier:
         """The classifier in a folder, with the config's dropout and, with `new_head`, a fresh head unless the config wants to keep the old one."""

@@ -91,7 +91,7 @@ class Run:
             lines.append(f"{wanting.sentence}; should it run out: {smaller_training(self.config, sizes)}")
         resuming = f"resuming after step {state.step}" if state.step else None
         lines += [line for line in (self.graphs_line, *self.folder.notes, resuming) if line]
-        return lines + self.objective.lines()
+        return lines + self.objective.data_lines(self.train_set, self.eval_sets) + self.objective.lines()
 
     def results(self, state: RunState) -> dict[str, Any]:
         """What results.json would say of a state."""

@@ -126,7 +126,9 @@ def test_the_loss_falls_and_fine_tuning_starts_from_the_result(task):
     config["bertfast"]["model"]["checkpoint"] = str(folder)
     config["bertfast"]["run"]["model_dir"] = str(task / "tuned")
     (task / "config.json").write_text(json.dumps(config))
-    assert "made anew: classifier.weight, classifier.bias\n" in train(task)
+    said = train(task)
+    assert "made anew: classifier.weight, classifier.bias\n" in said
+    assert re.search(r"\ntrain_input: train: .*train.*: \d+ rows; .*cut at \d+.*\neval_input: dev: ", said), "the data are described"
 
 
 def test_one_config_for_pre_training_and_for_training(task):

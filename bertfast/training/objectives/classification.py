@@ -54,6 +54,9 @@ class Classification(Objective[EncodedDataset]):
         logits_BC = forward(batch)
         return MicroLoss(self._loss(logits_BC, batch.labels) / totals.examples, logits_BC, batch.example_ids)
 
+    def data_lines(self, train_set: EncodedDataset, eval_sets: dict[str, EncodedDataset]) -> list[str]:
+        return self.loader.data_lines(train_set, eval_sets)
+
     def metrics(self, model: Any, dataset: EncodedDataset) -> dict[str, float]:
         if dataset.labels is None:
             raise ConfigError(f"{dataset.source}: has no labels to evaluate against; use predict")

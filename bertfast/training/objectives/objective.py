@@ -128,6 +128,10 @@ class Objective(ABC, Generic[Examples]):
         """What more must be equal for a resumed run to be the same run; plain data."""
         return {}
 
+    def data_lines(self, train_set: Examples, eval_sets: dict[str, Any]) -> list[str]:
+        """What a person is told of the data at the start of a run: what validate says of them."""
+        return []
+
     def lines(self) -> list[str]:
         """What a person is told at the start of a run."""
         return []

@@ -131,6 +131,13 @@ class SeveralTasks(Objective[MixtureSet]):
         facts = {"tasks": mixture, "sampling": self._sampling}
         return {**facts, "epochs": self._epochs} if self._sampling == "annealed" else facts
 
+    def data_lines(self, train_set: MixtureSet, eval_sets: dict[str, EncodedDataset]) -> list[str]:
+        lines = []
+        for part, (name, loader) in zip(train_set.parts, self.loaders.items(), strict=True):
+            own = {key.removeprefix(f"{name}/"): dataset for key, dataset in eval_sets.items() if key.startswith(f"{name}/")}
+            lines += [f"{name}: {line}" for line in loader.data_lines(part, own)]
+        return lines
+
     def lines(self) -> list[str]:
         lines = []
         for name, size, draws in self._drawn():

@@ -162,7 +162,7 @@ class _Checker:
         if labels.shape != (rows,):
             raise DataError(f"{where}: labels has shape {list(labels.shape)}; it must be [{rows}], one label an example")
         if first:
-            scores = self.task.is_regression or (not self.task.is_complete and labels.dtype.kind == "f")
+            scores = self.task.is_regression or (not self.task.is_complete and self.task.kind is None and labels.dtype.kind == "f")
             self.label_type = np.float32 if scores else np.int32
         if labels.dtype.kind not in ("iuf" if self.label_type is np.float32 else "iu"):
             raise DataError(f"{where}: labels has dtype {labels.dtype}; it must be {np.dtype(self.label_type)}")

@@ -99,6 +99,12 @@ def test_labels_complete_the_task(load, labels, task):
     assert load(source, UNKNOWN).task == task
 
 
+def test_floats_are_no_classes_where_the_config_says_classes(load):
+    source = "def make(params):\n    yield {'input_ids': [[2], [3]], 'attention_mask': [[1], [1]], 'labels': [0.5, 2.0]}\n"
+    with pytest.raises(DataError, match="batch 0: labels has dtype float64; it must be int32"):
+        load(source, TaskConfig(text_columns=("text",), kind="classification"))
+
+
 def test_whole_numbers_are_scores_of_a_regression(load):
     source = "def make(params):\n    yield {'input_ids': [[2]], 'attention_mask': [[1]], 'labels': [4]}\n"
     assert load(source, "stsb").labels.dtype == np.float32

@@ -130,7 +130,7 @@ class Answers:
         for case, *logits in zip(cases, exact, rounded, strict=True):
             for row in np.flatnonzero(~np.isfinite(np.hstack(logits)).all(axis=1)):
                 raise CheckpointError(
-                    f"{folder}: transformers' own logits are not finite for {case.where(row)}; a weight of the checkpoint is not a number, "
+                    f"{folder}: transformers' own logits are not finite for {case.where(int(row))}; a weight of the checkpoint is not a number, "
                     "or too large: take an earlier checkpoint, or train again in bf16 or fp32"
                 )
         return cls(exact, rounded)

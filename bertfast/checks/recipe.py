@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from bertfast.checks.table import Found
-from bertfast.config import BatchSizes, Config, LossConfig, resolve_deepspeed, resolve_total_steps, resolve_warmup_steps
+from bertfast.config import (
+    BatchSizes,
+    Config,
+    LossConfig,
+    check_optimizer_fits,
+    resolve_deepspeed,
+    resolve_total_steps,
+    resolve_warmup_steps,
+)
 from bertfast.data import EncodedDataset
 from bertfast.engine import Precision, thaw_step, trained_groups
 from bertfast.model import BertEncoder, Loss, class_weights
@@ -32,9 +40,15 @@ def check_loss(block: LossConfig, task: Task, train: EncodedDataset) -> Found:
 def optimizer_of(
     config: Config, device: str, sizes: BatchSizes, steps_per_epoch: int, model: BertEncoder
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What DeepSpeed is given, and the parameter groups. Freezes what the config freezes."""
+    """What DeepSpeed is given, and the parameter groups. Freezes what the config freezes.
+
+    Raises:
+        ConfigError: DeepSpeed cannot build the optimizer on this device, or divide it.
+    """
+    kind = "cpu" if device == "cpu" else "cuda"
+    check_optimizer_fits(config, sizes.world_size, kind)
     total = resolve_total_steps(config.bertfast, steps_per_epoch)
-    resolved = resolve_deepspeed(config, sizes, total, "cpu" if device == "cpu" else "cuda", model.config.hidden_size)
+    resolved = resolve_deepspeed(config, sizes, total, kind, model.config.hidden_size)
     return resolved, trained_groups(model, resolved["optimizer"]["params"], config.bertfast.optimization)
 
 

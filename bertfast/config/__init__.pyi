@@ -18,11 +18,13 @@ from .files import find_config as find_config
 from .files import read_json_or_yaml as read_json_or_yaml
 from .load import load_config as load_config
 from .multitask import MultitaskConfig as MultitaskConfig
+from .optimizers import is_own_adamw as is_own_adamw
 from .per_task import configs_of as configs_of
 from .per_task import exported_blocks as exported_blocks
 from .per_task import refuse_several as refuse_several
 from .per_task import task_configs as task_configs
 from .resolve import BatchSizes as BatchSizes
+from .resolve import check_optimizer_fits as check_optimizer_fits
 from .resolve import resolve_batch_sizes as resolve_batch_sizes
 from .resolve import resolve_deepspeed as resolve_deepspeed
 from .resolve import resolve_optimizer as resolve_optimizer

@@ -1,112 +1,115 @@
-"""The keys that DeepSpeed reads (deepspeed.ai/docs/config-json and deepspeed 0.19), so that a misspelt one is named before anything starts.
+"""The keys that DeepSpeed 0.19.8 reads (deepspeed.ai/docs/config-json and its config classes), and what becomes of each.
 
-DeepSpeed ignores an unknown key at the top level in silence, and answers one inside a block, or a value that cannot be, with a traceback,
-seconds later. What `NESTED_KEYS` and `VALUES` do not list is left to DeepSpeed.
+Every key is one of three. `HONOURED`: it does what DeepSpeed's documentation says, and a test shows that. `REFUSED`: DeepSpeed has removed it, or it would
+change nothing here, or something that training here does not expect; the message says what to write in its place. All others are passed on to DeepSpeed
+as they are: sizes of buckets, devices and the like.
+
+DeepSpeed ignores an unknown key at the top level in silence, and answers one inside a block, or a value that cannot be, with a traceback after the data was read.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from bertfast.config.optimizers import check_optimizer_block, check_scheduler_block
+from bertfast.config.places import Source, at, check_keys, keys, shown
+from bertfast.config.refused_keys import check_refused
 from bertfast.errors import ConfigError
-from bertfast.wording import did_you_mean, listed, unknown_key
+from bertfast.wording import unknown_key
 
-
-def _keys(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-TOP_LEVEL_KEYS = _keys(
+TOP_LEVEL_KEYS = keys(
     """
     activation_checkpointing aio amp autotuning bf16 bfloat16 checkpoint comet comms_logger communication_data_type compile
-    compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last disable_allgather
+    compression_training csv_monitor curriculum_learning data_efficiency data_types dataloader_drop_last datastates_ckpt disable_allgather
     disable_python_gc dump_state eigenvalue elasticity expert_parallel flops_profiler fp16 gradient_accumulation_steps
-    gradient_allreduce_op gradient_clipping gradient_predivide_factor hybrid_engine log_level managed_gradient_accumulation
-    memory_breakdown nebula optimizer pipeline prescale_gradients progressive_layer_drop quantize_training scheduler
-    seq_parallel_communication_data_type sequence_parallel_size sparse_attention sparse_gradients steps_per_print tensor_parallel
+    gradient_allreduce_op gradient_clipping gradient_predivide_factor graph_harvesting hybrid_engine log_level
+    managed_gradient_accumulation memory_breakdown nebula optimizer pipeline prescale_gradients progressive_layer_drop quantize_training
+    scheduler seq_parallel_communication_data_type sequence_parallel_size sparse_attention sparse_gradients steps_per_print tensor_parallel
     tensorboard timers torch_autocast train_batch_size train_micro_batch_size_per_gpu use_data_before_expert_parallelism
     vocabulary_size wall_clock_breakdown wandb weight_quantization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer
     zero_optimization
     """
 )
 
-_ZERO_KEYS = _keys(
+_ZERO_SWITCHES = keys(
     """
-    allgather_bucket_size allgather_partitions compute_grad_norm contiguous_gradients cpu_offload cpu_offload_param
-    cpu_offload_use_pin_memory elastic_checkpoint enable_sanity_checks ignore_unused_parameters leaf_module legacy_stage1
-    load_from_fp32_weights log_trace_cache_warnings memory_efficient_linear offload_optimizer offload_param overlap_comm
-    override_module_apply parameter_alignment pipeline_loading_checkpoint reduce_bucket_size reduce_scatter round_robin_gradients
-    save_muon_momentum_buffer_in_memory stage stage3_gather_fp16_weights_on_model_save sub_group_size
-    use_multi_rank_bucket_allreduce zenflow zero_hpz_partition_size zero_quantized_gradients
-    zero_quantized_nontrainable_weights zero_quantized_weights
+    allgather_partitions compute_grad_norm contiguous_gradients cpu_offload cpu_offload_param cpu_offload_use_pin_memory elastic_checkpoint
+    enable_sanity_checks ignore_unused_parameters legacy_stage1 load_from_fp32_weights log_trace_cache_warnings memory_efficient_linear
+    overlap_comm override_module_apply parameter_alignment pipeline_loading_checkpoint reduce_scatter round_robin_gradients
+    save_muon_momentum_buffer_in_memory stage3_gather_fp16_weights_on_model_save use_multi_rank_bucket_allreduce
+    zero_quantized_gradients zero_quantized_nontrainable_weights zero_quantized_weights
     """
 )
-_STAGE_3_KEYS = _keys(  # each is read with the prefix stage3_ and without
+_ZERO_SIZES = keys("allgather_bucket_size reduce_bucket_size sub_group_size zero_hpz_partition_size")
+_ZERO_BLOCKS = keys(
     """
-    allgather_sequential gather_16bit_weights_on_model_save max_live_parameters max_reuse_distance model_persistence_threshold
-    module_granularity_threshold param_persistence_threshold prefetch_bucket_size use_all_reduce_for_fetch_params
+    leaf_module mics_hierarchical_params_gather mics_shard_size offload_optimizer offload_param stage zenflow zeropp_loco_param
     """
 )
-_BF16_KEYS = _keys("bf16_master_weights_and_grads bf16_optimizer_states check_grad_overflow enabled immediate_grad_update")
-_MONITOR_KEYS = _keys("enabled job_name output_path")
+_STAGE_3_SWITCHES = keys("allgather_sequential gather_16bit_weights_on_model_save use_all_reduce_for_fetch_params")
+_STAGE_3_SIZES = keys(
+    """
+    max_live_parameters max_reuse_distance model_persistence_threshold module_granularity_threshold param_persistence_threshold
+    prefetch_bucket_size
+    """
+)
+_BF16_SWITCHES = keys("bf16_master_weights_and_grads bf16_optimizer_states check_grad_overflow immediate_grad_update")
+_FP16_SWITCHES = keys("auto_cast consecutive_hysteresis fp16_master_weights_and_grads")
+_MONITOR_KEYS = keys("enabled job_name output_path")
+_COMET_TEXTS = keys("api_key experiment_key experiment_name mode project workspace")
+
+
+def _stage_3(names: frozenset[str]) -> frozenset[str]:
+    """DeepSpeed reads each of these with the prefix stage3_ and without."""
+    return names | {f"stage3_{name}" for name in names}
+
 
 NESTED_KEYS = {
-    "activation_checkpointing": _keys(
-        """
-        contiguous_memory_optimization cpu_checkpointing number_checkpoints partition_activations profile synchronize_checkpoint_boundary
-        """
-    ),
-    "aio": _keys("block_size intra_op_parallelism overlap_events queue_depth single_submit use_gds"),
-    "bf16": _BF16_KEYS,
-    "bfloat16": _BF16_KEYS,
-    "checkpoint": _keys("load_universal parallel_write tag_validation use_node_local_storage writer"),
-    "comms_logger": _keys("debug enabled prof_all prof_ops verbose"),
-    "flops_profiler": _keys("detailed enabled module_depth output_file profile_step recompute_fwd_factor top_modules"),
-    "fp16": _keys(
-        """
-        auto_cast consecutive_hysteresis enabled fp16_master_weights_and_grads hysteresis initial_scale_power loss_scale
-        loss_scale_window min_loss_scale
-        """
-    ),
-    "zero_optimization": _ZERO_KEYS | _STAGE_3_KEYS | {f"stage3_{key}" for key in _STAGE_3_KEYS},
-    "zero_optimization.offload_param": _keys("buffer_count buffer_size device max_in_cpu nvme_path pin_memory"),
-    "zero_optimization.offload_optimizer": _keys(
+    "aio": keys("block_size intra_op_parallelism overlap_events queue_depth single_submit use_gds"),
+    "bf16": _BF16_SWITCHES | {"enabled"},
+    "checkpoint": keys("checkpoint_serialization load_universal parallel_write tag_validation use_node_local_storage writer"),
+    "data_types": keys("buffer_dtype grad_accum_dtype keep_in_fp32_modules param_dtype"),
+    "flops_profiler": keys("detailed enabled module_depth output_file profile_step recompute_fwd_factor top_modules"),
+    "fp16": _FP16_SWITCHES | keys("enabled hysteresis initial_scale_power loss_scale loss_scale_window min_loss_scale"),
+    "timers": keys("throughput"),
+    "timers.throughput": keys("enabled synchronized"),
+    "zero_optimization": _ZERO_SWITCHES | _ZERO_SIZES | _ZERO_BLOCKS | _stage_3(_STAGE_3_SWITCHES | _STAGE_3_SIZES),
+    "zero_optimization.leaf_module": keys("classes name_suffixes names"),
+    "zero_optimization.offload_param": keys("buffer_count buffer_size device max_in_cpu nvme_path pin_memory"),
+    "zero_optimization.offload_optimizer": keys(
         "buffer_count cpuadam_cores_perc device fast_init nvme_path pin_memory pipeline_read pipeline_write ratio super_offload"
     ),
-    "optimizer": _keys("legacy_fusion params type"),
-    "scheduler": _keys("params type"),
+    "zero_optimization.zenflow": keys(
+        """
+        auto_ratio full_warm_up_rounds offload overlap_step pt_reserved_cores_perc select_interval select_strategy steps_per_epoch
+        topk_ratio update_interval
+        """
+    ),
+    "optimizer": keys("legacy_fusion params type"),
+    "scheduler": keys("params type"),
     "tensorboard": _MONITOR_KEYS,
     "csv_monitor": _MONITOR_KEYS,
-    "wandb": _keys("enabled group project team"),
-    "comet": _keys("api_key enabled experiment_key experiment_name mode online project samples_log_interval workspace"),
+    "wandb": keys("enabled group project team"),
+    "comet": _COMET_TEXTS | keys("enabled online samples_log_interval"),
 }
 
-_WARMUP_KEYS = _keys("last_batch_iteration warmup_max_lr warmup_min_lr warmup_num_steps warmup_type")
-SCHEDULER_PARAMS = {
-    "WarmupLR": _WARMUP_KEYS,
-    "WarmupDecayLR": _WARMUP_KEYS | {"total_num_steps"},
-    "WarmupCosineLR": _keys("cos_min_ratio last_batch_iteration total_num_steps warmup_min_ratio warmup_num_steps warmup_type"),
+# Those of which a test shows what changes with them; the params of the optimizers and schedulers besides.
+HONOURED = keys(
+    """
+    bf16.enabled disable_python_gc dump_state fp16.enabled gradient_accumulation_steps gradient_clipping log_level memory_breakdown
+    optimizer.type scheduler.type steps_per_print train_batch_size train_micro_batch_size_per_gpu wall_clock_breakdown
+    zero_allow_untested_optimizer zero_optimization.offload_optimizer.device zero_optimization.offload_param.device zero_optimization.stage
+    """
+) | {
+    f"{block}.{key}"
+    for block in ("tensorboard", "csv_monitor", "wandb", "comet", "flops_profiler", "timers.throughput")
+    for key in NESTED_KEYS[block]
 }
-
-# DeepSpeed's optimizers, in any case; torch's by their exact name.
-OPTIMIZERS = _keys("Adagrad Adam AdamW Lamb Lion MuAdam MuAdamW Muon MuSGD")
-TORCH_OPTIMIZERS = _keys("ASGD Adadelta Adafactor Adamax NAdam RAdam RMSprop Rprop SGD")
-ADAM_PARAMS = _keys(
-    """
-    adam_w_mode amsgrad betas bias_correction capturable differentiable eps foreach fp32_optimizer_states fused lr maximize set_grad_none
-    torch_adam weight_decay
-    """
-)
-SCHEDULERS = frozenset(SCHEDULER_PARAMS) | _keys("LRRangeTest OneCycle")
-TORCH_SCHEDULERS = _keys(
-    """
-    ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR MultiStepLR OneCycleLR PolynomialLR StepLR
-    """
-)
-
+HONOURED |= {
+    f"fp16.{key}" for key in keys("consecutive_hysteresis hysteresis initial_scale_power loss_scale loss_scale_window min_loss_scale")
+}
 
 _MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 
@@ -125,6 +128,9 @@ def check_monitors(deepspeed: dict[str, Any]) -> None:
             )
 
 
+# ---------------------------------------------------------------------------------------------------------------------------- values
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -134,73 +140,155 @@ def _from_zero(value: Any) -> bool:
 
 
 def _whole(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return lambda value: _is_number(value) and float(value).is_integer() and value >= least  # 5e8 is whole, and a float
 
 
 def _betas(value: Any) -> bool:
     return value == "auto" or (isinstance(value, list) and len(value) == 2 and all(_is_number(beta) and 0 <= beta < 1 for beta in value))
 
 
+def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+    *others, last = (repr(choice) for choice in choices)
+    return lambda value: value in choices, f"{', '.join(others)} or {last}"
+
+
+def _places(block: str, names: frozenset[str]) -> list[str]:
+    return [f"{block}.{name}" for name in names]
+
+
 _FROM_ZERO = (_from_zero, "a number from 0 on, or 'auto'")
 _SWITCH = (lambda value: isinstance(value, bool), "true or false")
-_OFFLOAD = (lambda value: value in ("none", "cpu", "nvme"), "'none', 'cpu' or 'nvme'")
+_SHARE = (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+_COUNT = (_whole(0), "a whole number from 0 on")
+_FROM_ONE = (_whole(1), "a whole number from 1 on")
+_SIZE = (lambda value: value == "auto" or _whole(0)(value), "a whole number from 0 on")
+_TEXT = (lambda value: isinstance(value, str), "a string")
+_OFFLOAD = _one_of("none", "cpu", "nvme")
+_DTYPE = _one_of("fp32", "fp16", "bf16")
+_HOST, _PARAMETERS = "zero_optimization.offload_optimizer", "zero_optimization.offload_param"
 VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {  # key -> whether a value can be, and what it must be, in words
-    **dict.fromkeys(("gradient_clipping", "optimizer.params.lr", "optimizer.params.weight_decay", "optimizer.params.eps"), _FROM_ZERO),
+    **dict.fromkeys(("gradient_clipping", "optimizer.params.lr", "optimizer.params.weight_decay"), _FROM_ZERO),
+    "optimizer.params.eps": (lambda value: _from_zero(value) or isinstance(value, list), _FROM_ZERO[1]),  # Adafactor has two
     "optimizer.params.betas": (_betas, "two numbers from 0 to below 1, or 'auto'"),
-    "steps_per_print": (_whole(1), "a whole number from 1 on"),
+    **dict.fromkeys(_places("optimizer.params", keys("adam_w_mode amsgrad bias_correction torch_adam")), _SWITCH),
+    "scheduler.params.warmup_type": _one_of("linear", "log"),
+    **dict.fromkeys(("scheduler.params.warmup_num_steps", "scheduler.params.total_num_steps"), _SIZE),
+    "steps_per_print": _FROM_ONE,
+    "log_level": _one_of("debug", "info", "warning", "error", "critical"),
+    "communication_data_type": _DTYPE,
+    "gradient_predivide_factor": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+    **dict.fromkeys(("tensorboard.enabled", "csv_monitor.enabled", "wandb.enabled", "comet.enabled", "comet.online"), _SWITCH),
+    **dict.fromkeys(_places("tensorboard", _MONITOR_KEYS - {"enabled"}), _TEXT),
+    **dict.fromkeys(_places("csv_monitor", _MONITOR_KEYS - {"enabled"}), _TEXT),
+    **dict.fromkeys(_places("wandb", keys("group project team")), _TEXT),
+    **dict.fromkeys(_places("comet", _COMET_TEXTS), _TEXT),
+    "comet.samples_log_interval": _FROM_ONE,
+    **dict.fromkeys(("wall_clock_breakdown", "dump_state", "memory_breakdown", "prescale_gradients", "disable_python_gc"), _SWITCH),
+    "zero_allow_untested_optimizer": _SWITCH,
+    **dict.fromkeys(_places("timers.throughput", NESTED_KEYS["timers.throughput"]), _SWITCH),
+    **dict.fromkeys(("flops_profiler.enabled", "flops_profiler.detailed"), _SWITCH),
+    **dict.fromkeys(("flops_profiler.profile_step", "flops_profiler.top_modules"), _FROM_ONE),
+    "flops_profiler.module_depth": (_whole(-1), "a whole number, or -1 for all modules"),
+    "flops_profiler.output_file": _TEXT,
+    "flops_profiler.recompute_fwd_factor": (lambda value: _is_number(value) and value >= 0, "a number from 0 on"),
+    **dict.fromkeys(_places("bf16", _BF16_SWITCHES), _SWITCH),
+    **dict.fromkeys(_places("fp16", _FP16_SWITCHES), _SWITCH),
+    "fp16.loss_scale": (lambda value: _is_number(value) and value >= 0, "a number from 0 on; 0 is a scale that adapts itself"),
+    **dict.fromkeys(("fp16.initial_scale_power", "fp16.hysteresis"), _COUNT),
+    **dict.fromkeys(("fp16.loss_scale_window", "fp16.min_loss_scale"), _FROM_ONE),
     "zero_optimization.stage": (lambda value: _whole(0)(value) and value <= 3, "0, 1, 2 or 3"),
-    "zero_optimization.offload_optimizer.device": _OFFLOAD,
-    "zero_optimization.offload_param.device": _OFFLOAD,
-    **dict.fromkeys(("tensorboard.enabled", "csv_monitor.enabled", "wandb.enabled", "comet.enabled"), _SWITCH),
-    **dict.fromkeys(("wall_clock_breakdown", "dump_state", "memory_breakdown", "prescale_gradients"), _SWITCH),
+    **dict.fromkeys(_places("zero_optimization", _ZERO_SWITCHES | _stage_3(_STAGE_3_SWITCHES)), _SWITCH),
+    **dict.fromkeys(_places("zero_optimization", _ZERO_SIZES | _stage_3(_STAGE_3_SIZES)), _SIZE),
+    "zero_optimization.reduce_bucket_size": (lambda value: value == "auto" or _whole(1)(value), "a whole number from 1 on"),
+    **dict.fromkeys((f"{_HOST}.device", f"{_PARAMETERS}.device"), _OFFLOAD),
+    **dict.fromkeys((f"{_HOST}.nvme_path", f"{_PARAMETERS}.nvme_path"), _TEXT),
+    **dict.fromkeys(_places(_HOST, keys("fast_init pin_memory pipeline_read pipeline_write super_offload")), _SWITCH),
+    **dict.fromkeys((f"{_HOST}.ratio", f"{_HOST}.cpuadam_cores_perc"), _SHARE),
+    f"{_HOST}.buffer_count": _COUNT,
+    f"{_PARAMETERS}.pin_memory": _SWITCH,
+    **dict.fromkeys(_places(_PARAMETERS, keys("buffer_count buffer_size max_in_cpu")), _COUNT),
+    **dict.fromkeys(_places("aio", keys("overlap_events single_submit use_gds")), _SWITCH),
+    **dict.fromkeys(_places("aio", keys("block_size intra_op_parallelism queue_depth")), _FROM_ONE),
+    "checkpoint.tag_validation": (
+        lambda value: isinstance(value, str) and value.upper() in ("WARN", "IGNORE", "FAIL"),
+        "'Warn', 'Ignore' or 'Fail'",
+    ),
+    "checkpoint.checkpoint_serialization": _SWITCH,
 }
 
+# Where "auto" is worked out from the rest (config/resolve.py). keep_in_fp32_modules is "auto" of DeepSpeed's own, and so are three keys of ZenFlow.
+_AUTO = keys(
+    """
+    bf16.enabled data_types.keep_in_fp32_modules fp16.enabled gradient_accumulation_steps gradient_clipping optimizer.params.betas
+    optimizer.params.eps optimizer.params.lr optimizer.params.weight_decay scheduler.params.total_num_steps scheduler.params.warmup_max_lr
+    scheduler.params.warmup_min_lr scheduler.params.warmup_num_steps train_batch_size train_micro_batch_size_per_gpu
+    zero_optimization.reduce_bucket_size zero_optimization.stage3_param_persistence_threshold zero_optimization.stage3_prefetch_bucket_size
+    zero_optimization.zenflow.select_interval zero_optimization.zenflow.select_strategy zero_optimization.zenflow.update_interval
+    """
+)
 
-def check_deepspeed(source: Callable[[str], str], raw: dict[str, Any]) -> None:
-    """Name the first of DeepSpeed's keys that DeepSpeed does not know, or whose value cannot be."""
+
+def check_deepspeed(source: Source, raw: dict[str, Any]) -> None:
+    """Name the first of DeepSpeed's keys that DeepSpeed does not know, that is refused, or whose value cannot be.
+
+    Raises:
+        ConfigError: naming where it came from, key and value, and what to do.
+    """
     for key in raw:
         if key not in TOP_LEVEL_KEYS:
             raise ConfigError(unknown_key(source, str(key), "", [*TOP_LEVEL_KEYS, "bertfast"]))
-    for place, keys in (NESTED_KEYS | _params_of_types(source, raw)).items():
-        node = _at(raw, place)
-        if node is None:
-            continue
-        if not isinstance(node, dict):
-            shown = json.dumps(node, default=str)
-            raise ConfigError(f"{source(place)}: {place} = {shown}: it must be an object; its keys: {listed(keys)}")
-        for key in node:
-            if key not in keys:
-                raise ConfigError(unknown_key(source, str(key), place, keys))
+    check_refused(source, raw)
+    for place, known in NESTED_KEYS.items():
+        check_keys(source, raw, place, known)
     for place, (can_be, words) in VALUES.items():
-        value = _at(raw, place)
+        value = at(raw, place)
         if value is not None and not can_be(value):
-            raise ConfigError(f"{source(place)}: {place} = {json.dumps(value, default=str)}: it must be {words}")
+            raise ConfigError(f"{source(place)}: {place} = {shown(value)}: it must be {words}")
+    check_optimizer_block(source, raw)
+    check_scheduler_block(source, raw)
+    for place in _autos(raw, ""):
+        if place not in _AUTO:
+            raise ConfigError(
+                f"{source(place)}: {place} = 'auto': bertfast does not know what that would be here; give a value, or leave the key out"
+            )
+    _check_stage(source, raw)
 
 
-def _params_of_types(source: Callable[[str], str], raw: dict[str, Any]) -> dict[str, Collection[str]]:
-    """The keys that the params of this optimizer and scheduler may have, where they are known; a type that is not is an error."""
-    known: dict[str, Collection[str]] = {}
-    optimizer, scheduler = _at(raw, "optimizer.type") or "AdamW", _at(raw, "scheduler.type")
-    _check_type(source, "optimizer.type", optimizer, {name.lower() for name in OPTIMIZERS}, OPTIMIZERS | TORCH_OPTIMIZERS)
-    if optimizer.lower() in ("adam", "adamw"):
-        known["optimizer.params"] = ADAM_PARAMS
-    if scheduler is not None:
-        _check_type(source, "scheduler.type", scheduler, (), SCHEDULERS | TORCH_SCHEDULERS)
-        if scheduler in SCHEDULER_PARAMS:
-            known["scheduler.params"] = SCHEDULER_PARAMS[scheduler]
-    return known
+def _check_stage(source: Source, raw: dict[str, Any]) -> None:
+    """What lies on the host, on a disk or in half precision needs a stage that divides it, and a disk needs a folder."""
+    stage = at(raw, "zero_optimization.stage") or 0
+    for place in ("bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states", "fp16.fp16_master_weights_and_grads"):
+        if at(raw, place) and stage < 1:
+            raise ConfigError(
+                f"{source(place)}: {place} = true: it needs ZeRO stage 1 or more, not {stage}; set zero_optimization.stage=1, or leave it out"
+            )
+    if at(raw, "bf16.bf16_optimizer_states") and not at(raw, "bf16.bf16_master_weights_and_grads"):
+        place = "bf16.bf16_optimizer_states"
+        raise ConfigError(f"{source(place)}: {place} = true: it needs bf16.bf16_master_weights_and_grads=true beside it; or leave it out")
+    for block, least in ((_HOST, 1), (_PARAMETERS, 3)):
+        device = at(raw, f"{block}.device") or "none"
+        needed = 3 if device == "nvme" else least
+        if device != "none" and stage < needed:
+            raise ConfigError(
+                f"{source(f'{block}.device')}: {block}.device = {shown(device)}: it needs ZeRO stage {needed}{' or more' if needed < 3 else ''}, not {stage}; "
+                f"set zero_optimization.stage={needed}, or {block}=null"
+            )
+        if device == "nvme" and not at(raw, f"{block}.nvme_path"):
+            raise ConfigError(
+                f"{source(f'{block}.device')}: {block}.nvme_path is missing: the folder of the disk that {block}.device = 'nvme' is to use"
+            )
+    for key in ("ratio", "super_offload"):
+        value = at(raw, f"{_HOST}.{key}")
+        if value not in (None, False, 1) and stage < 3:
+            raise ConfigError(
+                f"{source(f'{_HOST}.{key}')}: {_HOST}.{key} = {shown(value)}: it needs ZeRO stage 3, not {stage}; leave it out"
+            )
 
 
-def _check_type(source: Callable[[str], str], place: str, name: Any, in_any_case: Collection[str], exact: Collection[str]) -> None:
-    if isinstance(name, str) and (name in exact or name.lower() in in_any_case):
-        return
-    hint = did_you_mean(str(name), exact, f"known: {listed(exact)}")
-    raise ConfigError(f"{source(place)}: {place} = {json.dumps(name, default=str)}: DeepSpeed knows none of that name; {hint}")
-
-
-def _at(raw: dict[str, Any], place: str) -> Any:
-    """The value at a dotted place, or None where there is none."""
-    node: Any = raw
-    for part in place.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
+def _autos(value: Any, place: str) -> Iterator[str]:
+    """The places at which "auto" stands."""
+    if value == "auto":
+        yield place
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _autos(inner, f"{place}.{key}" if place else str(key))

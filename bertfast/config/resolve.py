@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bertfast.config.blocks import OptimizationConfig
+from bertfast.config.optimizers import optimizer_type
 from bertfast.config.schema import BertfastConfig, Config
 from bertfast.errors import ConfigError
 
 LEARNING_RATE = 3e-5  # one of the four rates of the BERT paper's grid (Devlin et al. 2019, appendix A.3)
 WEIGHT_DECAY = 0.01
+GRADIENT_CLIPPING = 1.0  # the BERT paper's code clips at it, and DeepSpeed from 0.19.3 on; before, it did not clip where nothing was said
+_WARMUPS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
+_FOR_GPUS = ("Lamb", "Lion")  # compiled for GPUs alone; Lion for the host too, where it is offloaded
+# What ZeRO divides without zero_allow_untested_optimizer (is_zero_supported_optimizer in deepspeed/runtime/zero/utils.py).
+_ZERO_OPTIMIZERS = ("Adagrad", "Adam", "AdamW", "Lion", "Muon")
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
     """The dictionary that DeepSpeed is given: no "auto" left, no `bertfast` block.
 
     Raises:
-        ConfigError: naming an "auto" that has no meaning, or a value that cannot be.
+        ConfigError: naming a value that cannot be.
     """
     raw = copy.deepcopy(config.deepspeed)
     run = config.bertfast.run
@@ -103,8 +109,8 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
             raw[name]["enabled"] = precision == name
     if device_type == "cpu":
         raw.pop("fp16", None)
-    if raw.get("gradient_clipping") == "auto":
-        raw["gradient_clipping"] = 1.0
+    raw["gradient_clipping"] = clipping_of(raw)
+    raw.setdefault("log_level", "info" if raw.get("dump_state") else "warning")  # DeepSpeed dumps its state at level info
     optimizer = raw["optimizer"] = resolve_optimizer(raw)
     if "scheduler" in raw:
         _check_scheduler(config.bertfast.optimization)
@@ -117,10 +123,12 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
             warmup_min_lr=0.0,
             warmup_max_lr=optimizer["params"]["lr"],
         )
-        if kind in ("WarmupLR", "WarmupDecayLR"):
-            # DeepSpeed's own defaults are a logarithmic rise to 1e-3, a rate at which no BERT survives.
-            params.setdefault("warmup_max_lr", optimizer["params"]["lr"])
+        if kind in _WARMUPS:  # DeepSpeed's own default is a logarithmic rise: half of it is over after the root of the steps
             params.setdefault("warmup_type", "linear")
+        if kind in ("WarmupDecayLR", "WarmupCosineLR"):  # which have no default for it
+            params.setdefault("total_num_steps", total_steps)
+        if kind in ("WarmupLR", "WarmupDecayLR"):  # WarmupDecayLR's own default is 1e-3, a rate at which no BERT survives
+            params.setdefault("warmup_max_lr", optimizer["params"]["lr"])
     zero = raw.get("zero_optimization", {})
     _fill(
         zero,
@@ -131,11 +139,50 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
     if is_lone_cpu(config, sizes.world_size, device_type):
         # As stage 0, and with the model casting float32 weights itself in bf16, a step of MiniLM on two cores takes 80 and 20 ms less.
         zero["stage"] = 0
+        zero.pop("compute_grad_norm", None)  # which stage 0 does not know
         raw.pop("bf16", None)
     elif precision == "bf16" and is_lone_gpu_without_zero(config, sizes.world_size, device_type):
         raw.pop("bf16")  # DeepSpeed would go through the parameters one by one, in Python, in every step
-    _refuse_auto(raw, ())
     return raw
+
+
+def clipping_of(deepspeed: dict[str, Any]) -> float:
+    """The norm that gradients are clipped to; 0 is none."""
+    given = deepspeed.get("gradient_clipping")
+    return GRADIENT_CLIPPING if given is None or given == "auto" else given
+
+
+def check_optimizer_fits(config: Config, world_size: int, device_type: str) -> None:
+    """Check that DeepSpeed can build the optimizer of this config on this device, and divide it.
+
+    Raises:
+        ConfigError: naming the keys that contradict each other, and which to change.
+    """
+    raw, kind = config.deepspeed, optimizer_type(config.deepspeed.get("optimizer", {}))
+    zero, place = raw.get("zero_optimization", {}), f"optimizer.type = {optimizer_type(raw.get('optimizer', {}))!r}"
+    stage = 0 if is_lone_cpu(config, world_size, device_type) else config.zero.stage
+    clipping, offloaded = clipping_of(raw), config.zero.offloads_optimizer
+    if kind in _FOR_GPUS and device_type == "cpu" and not (kind == "Lion" and offloaded):
+        raise ConfigError(f"{place}: DeepSpeed compiles it for GPUs alone, and this is a CPU; set optimizer.type=AdamW")
+    if stage and kind not in _ZERO_OPTIMIZERS and not raw.get("zero_allow_untested_optimizer"):
+        raise ConfigError(
+            f"{place}: DeepSpeed has not tried it with ZeRO stage {stage}; set zero_allow_untested_optimizer=true, or zero_optimization.stage=0"
+        )
+    if not zero.get("compute_grad_norm", True) and (config.zero.stage not in (1, 2) or (stage and (clipping or offloaded))):
+        raise ConfigError(
+            f"zero_optimization.compute_grad_norm = false: DeepSpeed can leave the norm out under ZeRO stage 1 and 2, without offload_optimizer and with "
+            f"gradient_clipping=0, and this config has stage {config.zero.stage} and clips at {clipping:g}; change those, or leave it out"
+        )
+    if kind == "Muon" and stage and clipping:
+        # DeepSpeed orthogonalises a matrix's gradient, and clips the whole afterwards: matrices then move 10 to 60 times less than under stage 0.
+        raise ConfigError(
+            f"{place}: under ZeRO stage {stage} DeepSpeed clips the finished steps of matrices at gradient_clipping = {clipping:g}, so that they hardly "
+            "move; set gradient_clipping=0, or zero_optimization.stage=0"
+        )
+    if kind == "Muon" and stage == 3 and zero.get("reduce_scatter", True):
+        raise ConfigError(
+            f"{place}: DeepSpeed refuses it under ZeRO stage 3 with reduce_scatter; set zero_optimization.reduce_scatter=false"
+        )
 
 
 def resolve_optimizer(deepspeed: dict[str, Any]) -> dict[str, Any]:
@@ -164,12 +211,18 @@ def _check_scheduler(optimization: OptimizationConfig) -> None:
 
 def is_lone_cpu(config: Config, world_size: int, device_type: str) -> bool:
     """Whether there is one rank, on a CPU, and nothing to offload: ZeRO has nothing to divide then, and a step is spared DeepSpeed's copies."""
-    return device_type == "cpu" and world_size == 1 and not config.zero.offloads and "data_types" not in config.deepspeed
+    return device_type == "cpu" and world_size == 1 and not config.zero.offloads and not _asks_for_copies(config)
 
 
 def is_lone_gpu_without_zero(config: Config, world_size: int, device_type: str) -> bool:
     """Whether there is one rank, on a GPU, under ZeRO stage 0: in bf16 the model then casts its own float32 weights, as on a CPU."""
-    return device_type == "cuda" and world_size == 1 and config.zero.stage == 0 and "data_types" not in config.deepspeed
+    return device_type == "cuda" and world_size == 1 and config.zero.stage == 0 and not _asks_for_copies(config)
+
+
+def _asks_for_copies(config: Config) -> bool:
+    """Whether a config says in which precision DeepSpeed is to keep its copies of weights, gradients and states."""
+    block = config.deepspeed.get("bf16", {})
+    return "data_types" in config.deepspeed or any(block.get(key) for key in ("bf16_master_weights_and_grads", "bf16_optimizer_states"))
 
 
 def resolve_total_steps(config: BertfastConfig, steps_per_epoch: int) -> int:
@@ -205,11 +258,3 @@ def _fill(block: dict[str, Any], **values: Any) -> None:
     for key, value in values.items():
         if block.get(key) == "auto":
             block[key] = value
-
-
-def _refuse_auto(value: Any, place: tuple[str, ...]) -> None:
-    if value == "auto":
-        raise ConfigError(f"{'.'.join(place)} = 'auto': bertfast does not know what that would be here; give a value, or leave the key out")
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _refuse_auto(inner, (*place, key))

@@ -1,4 +1,5 @@
 from .build import build_engine as build_engine
+from .build import check_engine_config as check_engine_config
 from .build import join_ranks as join_ranks
 from .build import rates_by_part as rates_by_part
 from .capture import Capture as Capture

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import torch
 
-from bertfast.config import BatchSizes, Config, resolve_deepspeed, resolve_precision, resolve_warmup_steps
-from bertfast.engine.optimizer import ADAMW_KEYS, adamw, scheduler_of, thaw_step, trained_groups
+from bertfast.config import BatchSizes, Config, is_own_adamw, resolve_deepspeed, resolve_precision, resolve_warmup_steps
+from bertfast.engine.optimizer import adamw, scheduler_of, thaw_step, trained_groups
 from bertfast.engine.ranks import Ranks
 from bertfast.engine.schedules import schedule, thawing
 from bertfast.errors import BertfastError, ConfigError
 from bertfast.model import BertEncoder
 from bertfast.wording import reason
 
-_OWN_OPTIMIZERS = {"adam", "adamw"}
 _LONGEST_BUILD = 900  # seconds; DeepSpeed's ops take under one minute each
 
 
@@ -55,24 +54,19 @@ def build_engine(model: BertEncoder, config: Config, sizes: BatchSizes, total_st
     DeepSpeed builds the optimizer itself where it is another one than Adam or AdamW, or is offloaded; and the scheduler where the config has one.
     """
     import deepspeed
+    from deepspeed.utils.logging import set_log_level_from_string
 
     resolved = resolve_deepspeed(config, sizes, total_steps, ranks.device.type, model.config.hidden_size)
     if resolve_precision(config.deepspeed, ranks.device.type) == "bf16" and "bf16" not in resolved:
         model.compute_dtype = torch.bfloat16
     block, optimization = resolved["optimizer"], config.bertfast.optimization
-    kind, params = str(block.get("type", "AdamW")).lower(), block["params"]
+    params = block["params"]
     model.set_recomputing(config.bertfast.model.gradient_checkpointing == "selective")
     groups = trained_groups(model, params, optimization)
     names = [group.pop("name", None) for group in groups]  # DeepSpeed copies groups by their keys, and knows these not
     depths = [group.pop("depth", 0) for group in groups]
-    decoupled = kind == "adamw" or params.get("adam_w_mode", True)
     optimizer = None
-    if (
-        kind in _OWN_OPTIMIZERS
-        and decoupled
-        and not config.zero.offloads_optimizer
-        and set(params) <= ADAMW_KEYS | {"torch_adam", "adam_w_mode", "bias_correction"}
-    ):
+    if is_own_adamw(block, config.zero.offloads_optimizer):
         optimizer = adamw(groups, params)
         del resolved["optimizer"]
     scheduler = None
@@ -87,24 +81,35 @@ def build_engine(model: BertEncoder, config: Config, sizes: BatchSizes, total_st
     join_ranks(ranks)
     if optimizer is None:
         free_abandoned_builds()
-    try:
-        with _deepspeed_prints_to_stderr():
-            engine, *_ = deepspeed.initialize(
-                model=model,
-                optimizer=optimizer,
-                model_parameters=None if optimizer else groups,
-                lr_scheduler=scheduler,
-                config=resolved,
-                dist_init_required=False,
-            )
-    except (AssertionError, ValueError, TypeError, KeyError, ImportError, NotImplementedError) as error:  # how it says no to a config
-        raise ConfigError(f"DeepSpeed cannot start with this config ({type(error).__name__}: {reason(error)})") from error
+    with _refusals_in_a_line():
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            model_parameters=None if optimizer else groups,
+            lr_scheduler=scheduler,
+            config=resolved,
+            dist_init_required=False,
+        )
+    if "steps_per_print" in resolved and "log_level" not in config.deepspeed:
+        set_log_level_from_string("info")  # at which DeepSpeed says how far it is; not before, since it first says its whole config so
     engine.group_names = names
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # it would flatten and copy all gradients for a sum over one rank
     if ranks.device.type == "cuda":
         engine.clip_fp32_gradients = lambda: clip_gradients(engine)
     return engine
+
+
+def check_engine_config(config: Config, sizes: BatchSizes, ranks: Ranks) -> None:
+    """Have DeepSpeed read the config and build nothing, before any data is read. The process group must have been joined.
+
+    Raises:
+        ConfigError: with the first thing that DeepSpeed finds.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    with _refusals_in_a_line():
+        DeepSpeedConfig(resolve_deepspeed(config, sizes, total_steps=1, device_type=ranks.device.type, hidden_size=1))
 
 
 def clip_gradients(engine) -> None:
@@ -120,18 +125,55 @@ def rates_by_part(engine) -> dict[str, float] | None:
 
 
 def free_abandoned_builds() -> None:
-    """Remove the locks of builds of DeepSpeed's ops (its CPU Adam, say) that were killed: whoever needs the op next would wait for ever."""
+    """Remove the locks of builds of DeepSpeed's ops (its CPU Adam, say) that were killed: whoever needs the op next would wait for ever.
+
+    The folder of a build has the op's name, as DeepSpeed's builders give it. Some are names that others may use too ("quantizer"), so a folder whose
+    build.ninja compiles nothing of DeepSpeed's is left alone; that file is written after the lock, and is not there where a build was killed early.
+    """
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in root.glob("**/deepspeed_*/lock"):
+    names = {builder.name for builder in ALL_OPS.values()}
+    for lock in (
+        *root.glob("*/lock"),
+        *root.glob("*/*/lock"),
+    ):  # torch puts a folder for its version and CUDA's in between where none is set
+        if lock.parent.name not in names:
+            continue
         with contextlib.suppress(FileNotFoundError):  # the build ended just now
-            if time.time() - lock.stat().st_mtime > _LONGEST_BUILD:
+            if time.time() - lock.stat().st_mtime > _LONGEST_BUILD and _compiles_deepspeed(lock.parent / "build.ninja"):
                 lock.unlink()
 
 
+def _compiles_deepspeed(rules: Path) -> bool:
+    """Whether a build's rules name sources of DeepSpeed's; True where it has none yet."""
+    return not rules.is_file() or "deepspeed" in rules.read_text(encoding="utf-8", errors="replace")
+
+
 @contextlib.contextmanager
-def _deepspeed_prints_to_stderr():
-    """Standard output belongs to the run's own lines."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+def _refusals_in_a_line():
+    """What DeepSpeed says no with becomes a ConfigError; what it prints goes to standard error, since standard output belongs to the run's own lines."""
+    from deepspeed.runtime.config import DeepSpeedConfigError
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+    from pydantic import ValidationError
+
+    refusals = (
+        AssertionError,
+        ValueError,
+        TypeError,
+        KeyError,
+        ImportError,
+        NotImplementedError,
+        DeepSpeedConfigError,
+        ZeRORuntimeException,
+    )
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except refusals as error:
+        said = reason(error)
+        if isinstance(error, ValidationError):  # its first line counts the faults, and names none
+            fault = error.errors()[0]
+            said = f"{'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}"
+        raise ConfigError(f"DeepSpeed cannot start with this config ({type(error).__name__}: {said})") from error

@@ -66,13 +66,14 @@ def graphs_for(
 def obstacle(config: Config, device: torch.device | None, invariant_dropout: bool) -> str | None:
     """Why a run cannot be recorded; None where it can. device: None leaves out what only a GPU needs."""
     block, offloads = config.bertfast, config.zero.offloads
-    changes = [name for name in ("torch_autocast", "compile") if config.deepspeed.get(name, {}).get("enabled", name in config.deepspeed)]
     found = {
         "the device is a CPU": device is not None and device.type == "cpu",
         "Triton is not installed, and the torch form of attention needs the lengths on the host": device is not None and not HAS_TRITON,
         "ZeRO stage 3 gathers weights anew in every step": config.zero.stage == 3,
         f"{' and '.join(offloads)} moves states between host and device": bool(offloads),
-        f"DeepSpeed's {' and '.join(changes)} changes the step": bool(changes),
+        "DeepSpeed's flops_profiler counts what modules do, which a replay does not call": config.deepspeed.get("flops_profiler", {}).get(
+            "enabled"
+        ),
         "run.packing_invariant_dropout is false, and a replay needs dropout by key": not invariant_dropout,
         "pre-training has masked tokens, whose number changes": block.pretrain is not None,
         "several tasks share a batch in numbers that change": block.multitask is not None,

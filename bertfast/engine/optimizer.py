@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from bertfast.engine.schedules import Factor, schedule
 from bertfast.errors import ConfigError
 from bertfast.model import BertEncoder
 
-ADAMW_KEYS = {"lr", "betas", "eps", "weight_decay"}
+_ADAMW_KEYS = {"lr", "betas", "eps", "weight_decay", "amsgrad"}
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -106,9 +107,27 @@ def freeze(model: BertEncoder, frozen_layers: int | Literal["all"] | None) -> No
 
 
 def adamw(groups: Iterable[dict[str, Any]], params: dict[str, Any]) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), torch's fused one; params as in DeepSpeed's optimizer block, keys it does not share left out."""
-    known: dict[str, Any] = {key: tuple(value) if key == "betas" else value for key, value in params.items() if key in ADAMW_KEYS}
-    return torch.optim.AdamW(list(groups), fused=True, **known)
+    """AdamW (Loshchilov and Hutter 2019), torch's fused one; params as in DeepSpeed's optimizer block, keys that say which Adam it is left out.
+
+    bias_correction: false leaves the moments as they are, as in the code of Devlin et al. 2019.
+    """
+    known: dict[str, Any] = {key: tuple(value) if key == "betas" else value for key, value in params.items() if key in _ADAMW_KEYS}
+    optimizer = torch.optim.AdamW(list(groups), fused=True, **known)
+    if not params.get("bias_correction", True):
+        optimizer.register_step_pre_hook(_leave_moments_uncorrected)
+    return optimizer
+
+
+def _leave_moments_uncorrected(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Begin the states of an AdamW at step infinity, where 1 - beta**step, by which it divides its moments, is 1. torch has no switch for it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None or optimizer.state[parameter]:
+                continue
+            state = optimizer.state[parameter]
+            state["step"] = torch.full((), math.inf, device=parameter.device)
+            for name in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ())):
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
 
 Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LambdaLR]

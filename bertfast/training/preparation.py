@@ -13,12 +13,13 @@ from bertfast.config import (
     BatchSizes,
     Config,
     check_monitors,
+    check_optimizer_fits,
     resolve_batch_sizes,
     resolve_deepspeed,
     resolve_total_steps,
 )
 from bertfast.data import TrainingSet
-from bertfast.engine import Capture, GraphedForward, Precision, Ranks, build_engine, graphs_for, join_ranks, shortage
+from bertfast.engine import Capture, GraphedForward, Precision, Ranks, build_engine, check_engine_config, graphs_for, join_ranks, shortage
 from bertfast.model import RandomBits
 from bertfast.reporting import RECIPE_BLOCKS, changed
 from bertfast.training.batches import TrainingBatches
@@ -142,7 +143,9 @@ def prepare(
     settings = config.bertfast
     check_monitors(config.deepspeed)
     sizes = resolve_batch_sizes(config, ranks.world_size)
+    check_optimizer_fits(config, ranks.world_size, ranks.device.type)
     join_ranks(ranks)
+    check_engine_config(config, sizes, ranks)
     mark("DeepSpeed and the process group")
     tokenizer = objective.tokenizer()
     mark("tokenizer")

@@ -46,8 +46,8 @@ def stars(place):  # noqa: F811
             id="two-schedules",
         ),
         pytest.param(
-            {"deepspeed": {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": "auto"}}}},
-            "optimizer",
+            {"deepspeed": {"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": "auto", "cycle_max_lr": 1e-4}}}},
+            "config",
             "cycle_min_lr = 'auto'",
             id="an-auto-without-a-meaning",
         ),

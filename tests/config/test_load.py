@@ -6,15 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bertfast.config.deepspeed_keys import (
-    NESTED_KEYS,
-    OPTIMIZERS,
-    SCHEDULER_PARAMS,
-    SCHEDULERS,
-    TOP_LEVEL_KEYS,
-    TORCH_OPTIMIZERS,
-    TORCH_SCHEDULERS,
-)
 from bertfast.config.files import find_config
 from bertfast.config.load import load_config
 from bertfast.config.schema import BertfastConfig, Config, TaskConfig
@@ -96,7 +87,7 @@ def test_the_block_is_frozen():
     ],
 )
 def test_values_of_overrides(text, expected):
-    assert load_config(BASE, [f"autotuning.value={text}"]).deepspeed["autotuning"]["value"] == expected
+    assert load_config(BASE, [f"data_types.param_dtype={text}"]).deepspeed["data_types"]["param_dtype"] == expected
 
 
 def test_overrides_apply_in_order_and_make_blocks():
@@ -179,8 +170,8 @@ def test_values_that_deepspeed_cannot_take(override, words):
     [
         "optimizer.type=adamw",
         "optimizer.type=SGD",
-        "scheduler.type=OneCycle",
-        "scheduler.type=CosineAnnealingLR",
+        "scheduler.type=LRRangeTest",
+        "scheduler.type=LinearLR",
         "optimizer.params.lr=auto",
         "gradient_clipping=auto",
         "zero_optimization.stage=0",
@@ -306,42 +297,3 @@ def test_defaults_are_those_of_the_bert_paper():
     assert (run.epochs, run.warmup_ratio) == (3.0, 0.1)
     task = load_config({"bertfast": {**BASE["bertfast"], "task": {"text_columns": ["a", "b"]}}}).bertfast.task
     assert task == TaskConfig(text_columns=("a", "b"), label_column="label")
-
-
-def test_the_tables_of_keys_are_those_of_the_installed_deepspeed():
-    pytest.importorskip("deepspeed", reason="deepspeed is not installed: its own models are the truth here")
-    import torch
-    from deepspeed.monitor import config as monitor
-    from deepspeed.profiling import constants as profiling
-    from deepspeed.runtime import lr_schedules, precision_config
-    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
-    from deepspeed.runtime.swap_tensor import constants as aio
-    from deepspeed.runtime.zero import config as zero
-
-    models = {
-        "bf16": precision_config.DeepSpeedBF16Config,
-        "fp16": precision_config.DeepSpeedFP16Config,
-        "zero_optimization": zero.DeepSpeedZeroConfig,
-        "zero_optimization.offload_param": zero.DeepSpeedZeroOffloadParamConfig,
-        "zero_optimization.offload_optimizer": zero.DeepSpeedZeroOffloadOptimizerConfig,
-        "tensorboard": monitor.TensorBoardConfig,
-        "csv_monitor": monitor.CSVConfig,
-        "wandb": monitor.WandbConfig,
-        "comet": monitor.CometConfig,
-    }
-    for block, model in models.items():
-        fields = model.model_fields
-        read = set(fields) | {field.alias for field in fields.values() if field.alias}
-        assert read <= NESTED_KEYS[block], block
-    for name, params in SCHEDULER_PARAMS.items():
-        code = getattr(lr_schedules, name).__init__.__code__
-        assert set(code.co_varnames[1 : code.co_argcount]) - {"optimizer"} == params, name
-    assert {block.partition(".")[0] for block in NESTED_KEYS} <= TOP_LEVEL_KEYS
-    for block, constants, prefix in (("aio", aio, "AIO_"), ("flops_profiler", profiling, "FLOPS_PROFILER_")):
-        named = {name: value for name, value in vars(constants).items() if name.startswith(prefix)}
-        read = {value for name, value in named.items() if not name.endswith(("_DEFAULT", "_FORMAT"))}
-        assert read == NESTED_KEYS[block], block
-    assert {name.lower() for name in OPTIMIZERS} == set(DEEPSPEED_OPTIMIZERS)
-    assert set(lr_schedules.VALID_LR_SCHEDULES) == SCHEDULERS
-    assert all(hasattr(torch.optim, name) for name in TORCH_OPTIMIZERS)
-    assert all(hasattr(torch.optim.lr_scheduler, name) for name in TORCH_SCHEDULERS)

@@ -1,6 +1,10 @@
 """DeepSpeed's side of the trainer, as far as it can be seen without a run."""
 
+import io
+import json
+import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,20 +15,32 @@ import torch
 
 from bertfast.config.load import load_config
 from bertfast.config.resolve import BatchSizes, resolve_deepspeed
-from bertfast.engine.build import clip_gradients, free_abandoned_builds
-from tests.support.runs import environment, need_deepspeed
+from bertfast.engine.build import _refusals_in_a_line, check_engine_config, clip_gradients, free_abandoned_builds, join_ranks
+from bertfast.engine.ranks import start_ranks
+from bertfast.errors import ConfigError
+from tests.support.runs import environment, need_deepspeed, train, write_task
 
 
-def test_the_lock_of_a_build_that_was_killed_is_removed_and_that_of_a_running_one_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize("between", ["", "py311_cpu"], ids=["set-by-the-user", "torch-s-own"])
+def test_the_lock_of_a_build_that_was_killed_is_removed_and_others_are_kept(between, tmp_path, monkeypatch):
+    need_deepspeed()
+    from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    old, new, foreign = (tmp_path / name / "lock" for name in ("deepspeed_cpu_adam", "deepspeed_aio", "someone_elses"))
-    for lock in (old, new, foreign):
-        lock.parent.mkdir()
+    early, late, running, foreign = CPUAdamBuilder().name, FusedAdamBuilder().name, "cpu_lion", "someone_elses"
+    namesake = "async_io"
+    locks = {name: tmp_path / between / name / "lock" for name in (early, late, running, foreign, namesake)}
+    for name, lock in locks.items():
+        lock.parent.mkdir(parents=True)
         lock.touch()
-    for lock in (old, foreign):
-        os.utime(lock, (time.time() - 3600,) * 2)
+        if name != running:
+            os.utime(lock, (time.time() - 3600,) * 2)
+    for name, source in ((late, "deepspeed/ops/csrc/cpu/adam/fused_adam.cpp"), (namesake, "/home/me/async_io.cpp")):
+        (locks[name].parent / "build.ninja").write_text(f"build x.o: compile {source}\n")
+    assert {early, late, running, namesake} <= set(ALL_OPS)
     free_abandoned_builds()
-    assert not old.exists() and new.exists() and foreign.exists()
+    assert {name for name, lock in locks.items() if lock.exists()} == {running, foreign, namesake}
 
 
 OFFLOAD = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
@@ -55,9 +71,6 @@ def test_clipping_for_all_parameters_at_once_is_deepspeed_s(scale):
     need_deepspeed()
     from deepspeed.runtime.utils import clip_grad_norm_
 
-    from bertfast.engine.build import join_ranks
-    from bertfast.engine.ranks import start_ranks
-
     join_ranks(start_ranks("cpu", 1))
     results = []
     for clip in (lambda engine: clip_grad_norm_(engine.module.parameters(), 1.0), clip_gradients):
@@ -68,6 +81,56 @@ def test_clipping_for_all_parameters_at_once_is_deepspeed_s(scale):
         clip(SimpleNamespace(module=module, gradient_clipping=lambda: 1.0))
         results.append(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]))
     assert torch.allclose(*results, rtol=1e-5, atol=0) and results[0].norm() <= 1.0001
+
+
+def test_deepspeed_s_refusals_come_in_a_line_before_the_data_is_read():
+    need_deepspeed()
+    from deepspeed.runtime.config import DeepSpeedConfigError
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+
+    ranks, sizes = start_ranks("cpu", 1), BatchSizes(32, 32, 1, 1)
+    join_ranks(ranks)
+    base = {"bertfast": {"task": "sst2", "model": {"checkpoint": "bert"}}}
+    check_engine_config(load_config(base), sizes, ranks)
+    zenflow = ["zero_optimization.zenflow.topk_ratio=2"]
+    with pytest.raises(
+        ConfigError, match=r"DeepSpeed cannot start with this config \(ValidationError: zenflow.topk_ratio: .* less than 1\)$"
+    ):
+        check_engine_config(load_config(base, zenflow), sizes, ranks)
+    for error in (DeepSpeedConfigError("no\nmore"), ZeRORuntimeException("no"), AssertionError("no")):
+        with pytest.raises(ConfigError, match=r"\(\w+: no\)$"), _refusals_in_a_line():
+            raise error
+
+
+SAID = {  # what a run says of what is turned on
+    "wall_clock_breakdown=true": r"time \(ms\) \| fwd",
+    "memory_breakdown=true": r"Engine before step\nMA ",
+    "dump_state=true": r"DeepSpeedEngine:\n",
+    'flops_profiler={"enabled": true, "profile_step": 1}': r"Profile Summary at step",
+}
+
+
+def test_what_deepspeed_is_asked_to_say_is_said(tmp_path):
+    config = write_task(tmp_path)
+    config["csv_monitor"] = {"output_path": str(tmp_path / "csv"), "job_name": "job"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    from deepspeed.utils import logger  # its own handler writes to what standard output was when it was made
+
+    def said(folder, *settings):
+        heard = logging.StreamHandler(io.StringIO())
+        logger.addHandler(heard)
+        words = ["bertfast.run.max_steps=2", *settings]
+        try:
+            printed = train(tmp_path, "--model_dir", folder, *(word for setting in words for word in ("--set", setting)))
+        finally:
+            logger.removeHandler(heard)
+        return printed + heard.stream.getvalue()
+
+    steps, rest = said("steps", "steps_per_print=2"), said("rest", "csv_monitor.enabled=true", *SAID)
+    assert re.findall(r"step=(\d), skipped=0, lr=", steps) == ["2"] and "step=2, skipped" not in rest
+    for words in SAID.values():
+        assert re.search(words, rest) and not re.search(words, steps), words
+    assert list((tmp_path / "csv" / "job").glob("*.csv"))
 
 
 def test_bf16_products_of_float32_weights_are_near_float32_ones(tmp_path):

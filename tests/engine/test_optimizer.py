@@ -1,10 +1,11 @@
 """Parameter groups: every trained parameter in exactly one, with the rate and decay that its depth asks for."""
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from bertfast.config.blocks import HeadConfig, OptimizationConfig
-from bertfast.engine.optimizer import freeze, groups_by_depth, parameter_groups
+from bertfast.engine.optimizer import adamw, freeze, groups_by_depth, parameter_groups
 from bertfast.errors import ConfigError
 from bertfast.model.bert import BertClassifier
 from bertfast.model.heads import set_head
@@ -94,3 +95,50 @@ def test_settings_that_cannot_be_are_named():
         OptimizationConfig(layer_learning_rate=[1.0, 2.0], layer_learning_rate_decay=0.5)
     with pytest.raises(ValidationError, match="0 or more"):
         OptimizationConfig(layer_learning_rate=[-1.0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- AdamW
+
+
+def steps_of(params, gradients, *, stop=None):
+    """The weights after each step. stop: after so many steps, the state moves to a new optimizer, as in a resumed run."""
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 6).reshape(2, 3))
+    optimizer, found = adamw([{"params": [weight]}], params), []
+    for step, gradient in enumerate(gradients):
+        if step == stop:
+            state, optimizer = optimizer.state_dict(), adamw([{"params": [weight]}], params)
+            optimizer.load_state_dict(state)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        found.append(weight.detach().clone())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_adamw_is_the_papers_in_float64(corrected, amsgrad):
+    """Loshchilov and Hutter 2019, algorithm 2; Reddi et al. 2018 for amsgrad; without correction as in the code of Devlin et al. 2019."""
+    torch.manual_seed(0)
+    gradients = torch.randn(7, 2, 3) * torch.tensor([1.0, 3, 1, 0.1, 1, 0.1, 1]).reshape(7, 1, 1)
+    rate, beta1, beta2, eps, decay = 0.1, 0.8, 0.7, 1e-3, 0.2
+    params = {"lr": rate, "betas": [beta1, beta2], "eps": eps, "weight_decay": decay, "amsgrad": amsgrad, "bias_correction": corrected}
+    weight = torch.linspace(-1, 1, 6).reshape(2, 3).double()
+    mean = square = most = torch.zeros(2, 3, dtype=torch.float64)
+    wanted = []
+    for step, gradient in enumerate(gradients.double(), 1):
+        mean, square = beta1 * mean + (1 - beta1) * gradient, beta2 * square + (1 - beta2) * gradient**2
+        most = torch.maximum(most, square) if amsgrad else square
+        by_mean, by_square = (1 - beta1**step, 1 - beta2**step) if corrected else (1, 1)
+        weight = weight - rate * (mean / by_mean / ((most / by_square).sqrt() + eps) + decay * weight)
+        wanted.append(weight)
+    for stop in (None, 3):
+        assert torch.allclose(steps_of(params, gradients, stop=stop).double(), torch.stack(wanted), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "more", [{"lr": 0.2}, {"betas": [0.5, 0.5]}, {"eps": 0.1}, {"weight_decay": 0.5}, {"amsgrad": True}, {"bias_correction": False}]
+)
+def test_every_param_of_our_adamw_changes_a_step(more):
+    gradients = torch.tensor([3.0, 0.1, 0.1]).reshape(3, 1, 1) * torch.ones(3, 2, 3)
+    base = {"lr": 0.1, "betas": [0.9, 0.5]}
+    assert not torch.allclose(steps_of(base, gradients), steps_of({**base, **more}, gradients))

@@ -103,7 +103,7 @@ def tokenizer_fingerprint(tokenizer) -> str:
         state = backend.to_str()
     else:
         settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items()}
-        state = json.dumps([tokenizer.get_vocab(), settings], sort_keys=True)
+        state = json.dumps([tokenizer.get_vocab(), settings, tokenizer.model_input_names], sort_keys=True)
     kind = [type(tokenizer).__name__, tokenizer.truncation_side, bool(tokenizer.split_special_tokens)]
     return hashlib.sha256(f"{kind}\0{state}".encode()).hexdigest()
 
@@ -202,6 +202,7 @@ def _in_pieces(segments: list[_Segment], ids: list[list[int]], room: int, trunca
 
 def _slow(tokenizer, max_sequence_length: int) -> Encode:
     tokenizer = copy.deepcopy(tokenizer)
+    has_segments = "token_type_ids" in tokenizer.model_input_names  # without them transformers' BERT takes every token for segment 0
 
     def encode(text_a: Sequence[str], text_b: Sequence[str] | None) -> TokenBlock:
         features = tokenizer(
@@ -221,7 +222,8 @@ def _slow(tokenizer, max_sequence_length: int) -> Encode:
         )
         n_cut = sum(len(row) > max_sequence_length for row in whole["input_ids"])
         n_empty = sum(not all(text.strip() for text in texts) for texts in zip(text_a, *([] if text_b is None else [text_b]), strict=True))
-        return TokenBlock(np.fromiter(ids, np.int32, total), np.fromiter(types, np.uint8, total), lengths, n_cut, n_empty)
+        kinds = np.fromiter(types, np.uint8, total) if has_segments else np.zeros(total, np.uint8)
+        return TokenBlock(np.fromiter(ids, np.int32, total), kinds, lengths, n_cut, n_empty)
 
     return encode
 

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertfast.errors import CheckpointError
 from bertfast.tasks import Task
+from bertfast.weights.files import refuse_pointer
+from bertfast.weights.vocabulary import Written, check_as_written, drop_segments
 from bertfast.wording import reason
 
 if TYPE_CHECKING:
     from transformers import BertConfig
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model")
+_SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_UNKNOWN = "x" * 1000  # WordPiece gives a word of more than 100 characters the number of unknown words, if it has one
 
 
 def load_tokenizer(folder: Path, bert: BertConfig, belongs_to: Path | None = None) -> Any:
     """The tokenizer in `folder`, for a model with the embeddings of `bert`, whose folder is `belongs_to`.
 
+    Its ids are those of transformers' AutoTokenizer, but that a vocab.txt with capitals is read with them where nothing says otherwise.
+
     Raises:
-        CheckpointError: naming the folder where there is none, it has no [CLS], [SEP] or [PAD], has more tokens than the model has
-            embeddings, or numbers its tokens otherwise than the tokenizer in the model's own folder.
+        CheckpointError: naming the folder where there is none, its files contradict each other, it has no [CLS], [SEP] or [PAD], has more tokens
+            than the model has embeddings, or numbers its tokens otherwise than the tokenizer in the model's own folder.
     """
     if not _has_tokenizer(folder):  # transformers 5 makes an empty tokenizer, without a word
         raise CheckpointError(
             f"{folder}: no tokenizer is there (none of {', '.join(_VOCABULARY_FILES)}); name one as bertfast.model.tokenizer"
         )
+    for name in (*_VOCABULARY_FILES, *_SETTINGS_FILES):
+        refuse_pointer(folder / name)
     try:
-        tokenizer = _from_files(folder)
+        written = Written.of(folder)
+        tokenizer = _from_files(folder, written)
+        if tokenizer.is_fast:
+            tokenizer.backend_tokenizer.encode(_UNKNOWN)
     except Exception as error:  # tokenizers raises plain Exceptions; each means that the files cannot be read
         raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({reason(error)}); name one as bertfast.model.tokenizer") from None
-    if len(tokenizer) > bert.vocab_size:
+    check_as_written(tokenizer, written, folder)
+    drop_segments(tokenizer, folder)
+    if (tokens := max(len(tokenizer), written.highest + 1)) > bert.vocab_size:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, but the model has {bert.vocab_size:,} word embeddings; "
+            f"{folder}: the tokenizer has {tokens:,} tokens, but the model has {bert.vocab_size:,} word embeddings; "
             "they do not belong together: name the checkpoint's own as bertfast.model.tokenizer"
         )
     for name in ("cls_token", "sep_token", "pad_token"):
@@ -50,14 +63,19 @@ def load_tokenizer(folder: Path, bert: BertConfig, belongs_to: Path | None = Non
     return tokenizer
 
 
-def _from_files(folder: Path) -> Any:
+def _from_files(folder: Path, written: Written) -> Any:
     from transformers import AutoTokenizer, BertTokenizer
 
-    if (folder / "vocab.txt").is_file() and not any((folder / name).is_file() for name in ("config.json", *_TOKENIZER_FILES)):
-        # Google's folders do not say whether text is put in lower case. A vocabulary with no capital letter is of a model that wants it so.
-        words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-        lower = all(word == word.lower() for word in words if not word.startswith("["))
-        return BertTokenizer(str(folder / "vocab.txt"), do_lower_case=lower)
+    keeps_capitals = written.keeps_capitals()
+    if written.words and not any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json")):  # Google's folders
+        return BertTokenizer(str(folder / "vocab.txt"), do_lower_case=not keeps_capitals)
+    if keeps_capitals:
+        warnings.warn(
+            f"{folder}: nothing says whether text is put in lower case, and vocab.txt has words with capitals, so it is not; transformers "
+            'would; write "do_lower_case" into tokenizer_config.json to have it either way',
+            stacklevel=3,
+        )
+        return AutoTokenizer.from_pretrained(folder, do_lower_case=False)
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -160,11 +160,17 @@ def test_a_caller_that_stops_early_gets_its_environment_back(make_tokenizer, mon
 def test_a_tokenizer_without_a_rust_backend(data_dir):
     from transformers import BertTokenizerLegacy
 
-    tokenizer = BertTokenizerLegacy(str(data_dir / "bert_uncased_vocab" / "vocab.txt"))
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer = BertTokenizerLegacy(str(data_dir / "bert_uncased_vocab" / "vocab.txt"), model_input_names=inputs)
     assert not tokenizer.is_fast
     texts, others = ["The film is good", "", "naïve " * 100], ["Really?", "one", ""]
     assert examples(tokenise(texts, others, tokenizer, 16)) == expected(tokenizer, texts, others, 16)
     assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(copy.deepcopy(tokenizer))
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    assert tokenizer_fingerprint(tokenizer) != fingerprint
+    assert "token_type_ids" not in tokenizer(texts, others), "so its model takes every token for segment 0"
+    assert not any(block.token_type_ids.any() for block in tokenise(texts, others, tokenizer, 16))
 
 
 @pytest.mark.parametrize(("pair", "length"), [(False, 1), (True, 2)])

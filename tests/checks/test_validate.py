@@ -231,10 +231,18 @@ def torn_weights(place):
 
 
 def endless_weights(place):
+    fill_words(place, np.inf)
+
+
+def huge_weights(place):
+    fill_words(place, 3e38)  # the largest float32 is 3.4e38: their squares, which LayerNorm takes, are infinite
+
+
+def fill_words(place, value):
     from safetensors.numpy import load_file, save_file
 
     weights = load_file(place / "model" / "model.safetensors")
-    weights["embeddings.word_embeddings.weight"][5:] = np.inf
+    weights["embeddings.word_embeddings.weight"][5:] = value
     save_file(weights, place / "model" / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -250,7 +258,8 @@ def endless_weights(place):
         pytest.param(foreign_tokenizer, {}, ["tokenizer"], ["45 tokens", "24 word embeddings"], id="a-tokenizer-of-another-model"),
         pytest.param(another_model, {}, ["weights"], ["[32, 16]", "[48, 16]"], id="weights-of-another-shape"),
         pytest.param(torn_weights, {}, ["weights"], ["model.safetensors", "cut short"], id="torn-weights"),
-        pytest.param(endless_weights, {}, ["one step"], ["the loss is nan", "train.tsv, line"], id="a-loss-that-is-not-finite"),
+        pytest.param(endless_weights, {}, ["weights"], ["word_embeddings.weight[5, 0] is inf"], id="weights-that-are-not-finite"),
+        pytest.param(huge_weights, {}, ["one step"], ["the loss is nan", "train.tsv, line"], id="a-loss-that-is-not-finite"),
         pytest.param(None, {"model": {"checkpoint": "./nowhere"}}, ["checkpoint"], ["./nowhere", "no such folder"], id="no-checkpoint"),
         pytest.param(
             None,

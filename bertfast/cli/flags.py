@@ -213,7 +213,18 @@ FLAGS = (
         key="bertfast.model.strict",
         value=False,
     ),
-    Flag(("--resume",), "continue from the newest whole checkpoint of model_dir", commands=("train", "pretrain"), options=_SWITCH),
+    Flag(
+        ("--resume",),
+        "continue from the newest whole checkpoint of model_dir; where there is none yet, begin",
+        commands=("train", "pretrain"),
+        options=_SWITCH,
+    ),
+    Flag(
+        ("--resume_with_changes",),
+        "as --resume, where data or settings are not those that wrote the checkpoint; the log names each change",
+        commands=("train", "pretrain"),
+        options=_SWITCH,
+    ),
     Flag(("--validate_only",), "check everything, print a table, train nothing; exits 0 or 2", commands=("train",), options=_SWITCH),
     Flag(
         ("--compile_only",),

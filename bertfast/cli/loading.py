@@ -130,6 +130,7 @@ def trainer_of(arguments: Namespace, config: Config) -> Trainer:
         profile_startup=arguments.profile_startup,
         **({"profile": True} if arguments.profile else {}),
         **({"pretrains": True} if arguments.command == "pretrain" else {}),
+        **({"with_changes": True} if arguments.resume_with_changes else {}),
     )
 
 

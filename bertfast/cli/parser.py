@@ -107,7 +107,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 def starts_from_checkpoint(arguments: argparse.Namespace) -> bool:
     """Whether --checkpoint_path means the weights to start from, and not a run to continue or a model to judge."""
     starting = ("train", "train_and_eval", "validate", "compile", "pretrain", "sweep")
-    return arguments.command in starting and not (arguments.resume or arguments.evaluate_only)
+    return arguments.command in starting and not (arguments.resume or arguments.resume_with_changes or arguments.evaluate_only)
 
 
 def _take_device(argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -13,5 +13,6 @@ from .pretraining import load_pretraining_set as load_pretraining_set
 from .tokenizing import Encode as Encode
 from .tokenizing import TokenBlock as TokenBlock
 from .tokenizing import backend_encoder as backend_encoder
+from .tokenizing import tokenizer_fingerprint as tokenizer_fingerprint
 from .training_set import TrainingSet as TrainingSet
 from .truncation import num_pieces as num_pieces

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,16 @@ class EncodedDataset:
         row = index - int(self._starts[chunk])
         part = self._parts[chunk][row].as_py() if self._parts is not None else None
         return place(self.source, self._unit, int(self._lines[chunk][row]), part)
+
+    def checksums(self) -> dict[str, str]:
+        """A CRC-32 of the tokens of all examples in their order, and one of their labels: those of the rows, whatever file they came from."""
+        crc = zlib.crc32(self.lengths)
+        for values in (*self._ids, *self._types):
+            crc = zlib.crc32(np.ascontiguousarray(values), crc)
+        found = {"tokens": f"crc32 {crc:08x}"}
+        if self.labels is not None:
+            found["labels"] = f"crc32 {zlib.crc32(np.ascontiguousarray(self.labels)):08x}"
+        return found
 
     def batch(self, indices: np.ndarray) -> PackedBatch:
         """Pack these examples (int [B]), in this order. Index -1 is a filler: [CLS] [SEP] with a label that counts for nothing

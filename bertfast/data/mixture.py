@@ -65,6 +65,10 @@ class MixtureSet:
         task = int(self._task_of(np.array([index]))[0])
         return self.parts[task].where(int(index - self.starts[task]))
 
+    def checksums(self) -> dict[str, dict[str, str]]:
+        """Those of each task's examples, by the task's name; see EncodedDataset."""
+        return {part.task.name: part.checksums() for part in self.parts}
+
     def check_vocabulary(self, vocab_size: int, type_vocab_size: int | None = None) -> None:
         """See EncodedDataset."""
         for part in self.parts:

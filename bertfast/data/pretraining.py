@@ -42,7 +42,7 @@ class PretrainingSet:
         self._encoded, self._masking, self._seed, self._is_static, self._chosen = encoded, masking, seed, is_static, chosen
         self.lengths, self.labels = (values if chosen is None else values[chosen] for values in (encoded.lengths, encoded.training_labels))
         self.task, self.source, self.max_sequence_length = encoded.task, encoded.source, encoded.max_sequence_length
-        self.check_vocabulary = encoded.check_vocabulary
+        self.check_vocabulary, self.checksums = encoded.check_vocabulary, encoded.checksums
 
     def __len__(self) -> int:
         return len(self.lengths)

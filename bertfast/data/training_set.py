@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +25,10 @@ class TrainingSet(Protocol):
 
     def where(self, index: int) -> str:
         """The place of an example in its source, for messages: file and line."""
+        ...
+
+    def checksums(self) -> Mapping[str, Any]:
+        """What tells other examples, and these in another order, apart from these: checksums by name."""
         ...
 
     def training_lengths(self, epoch: int) -> np.ndarray:

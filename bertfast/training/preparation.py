@@ -18,12 +18,12 @@ from bertfast.config import (
     resolve_deepspeed,
     resolve_total_steps,
 )
-from bertfast.data import TrainingSet
+from bertfast.data import TrainingSet, tokenizer_fingerprint
 from bertfast.engine import Capture, GraphedForward, Precision, Ranks, build_engine, check_engine_config, graphs_for, join_ranks, shortage
 from bertfast.model import RandomBits
-from bertfast.reporting import RECIPE_BLOCKS, changed
 from bertfast.training.batches import TrainingBatches
 from bertfast.training.footprint import footprint_of, smaller_training
+from bertfast.training.identity import checksum_of_weights, network_of, settings_of
 from bertfast.training.loader import check_fit
 from bertfast.training.objectives.objective import Forward, Objective
 from bertfast.training.run_folder import RunFolder
@@ -117,6 +117,7 @@ class Run:
                 "precision": self.precision,
                 "zero_stage": self.engine.zero_optimization_stage(),
                 **({} if self.graphs is None else {"cuda_graphs": dict(self.graphs.counts)}),
+                **({"resumed_with_changes": state.changes} if state.changes else {}),
             },
             **self.objective.results(state.best),
         }
@@ -161,21 +162,32 @@ def prepare(
     objective.begin(train_set, batches.steps_per_epoch, total_steps)
     asked = settings.run.packing_invariant_dropout
     invariant_dropout = ranks.device.type != "cpu" if asked is None else asked
-    summary = model.loaded.summary()
+    summary, weights, network = model.loaded.summary(), checksum_of_weights(model), network_of(model)
     engine = build_engine(model, config, sizes, total_steps, ranks, batches.steps_per_epoch)
     graphs, graphs_line = graphs_for(model, config, sizes, ranks.device, invariant_dropout, capture)
-    identity = {
+    resolved = resolve_deepspeed(config, sizes, total_steps, ranks.device.type, model.config.hidden_size)
+    identity = {  # what a person sets comes first, and is named first where it differs; then what follows from it
         "seed": settings.run.seed,
         "world_size": ranks.world_size,
+        "device": ranks.device.type,
+        "precision": precision,
+        "planner": batches.plan.planner,
         "batch size": sizes.global_batch,
         "micro-steps": sizes.micro_steps,
-        "planner": batches.plan.planner,
+        # Its state, which a checkpoint holds, has these settings too.
+        "optimizer": {"type": str(resolved["optimizer"]["type"]).lower(), "params": {**resolved["optimizer"]["params"]}},
+        "zero stage": engine.zero_optimization_stage(),
+        "packing_invariant_dropout": invariant_dropout,
+        **settings_of(config, resolved, engine.gradient_clipping()),
+        **objective.identity(),
+        "network": network,
+        "tokenizer": tokenizer_fingerprint(tokenizer)[:16],
+        "weights": weights,
         "steps per epoch": batches.steps_per_epoch,
         "training examples": len(train_set),
         "training tokens": int(train_set.lengths.sum(dtype=np.int64)),
-        "optimizer": _optimizer_settings(config, sizes, total_steps, ranks, model.config.hidden_size),
-        **{name: changed(getattr(settings, name)) for name in RECIPE_BLOCKS},
-        **objective.identity(),
+        "training data": train_set.checksums(),
+        "evaluation data": {name: dataset.checksums() for name, dataset in eval_sets.items()},
     }
     folder = RunFolder(settings.run, objective, engine, tokenizer, identity, ranks)
     mark("engine")
@@ -196,9 +208,3 @@ def prepare(
         graphs_line,
         folder,
     )
-
-
-def _optimizer_settings(config: Config, sizes: BatchSizes, total_steps: int, ranks: Ranks, hidden_size: int) -> dict[str, Any]:
-    """The optimizer's settings, no "auto" among them: its state, which a checkpoint holds, has them too, and would overrule a config's."""
-    block = resolve_deepspeed(config, sizes, total_steps, ranks.device.type, hidden_size)["optimizer"]
-    return {"type": str(block["type"]).lower(), "params": {**block["params"]}}

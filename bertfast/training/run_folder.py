@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from bertfast.config import RunConfig
-from bertfast.engine import Ranks, load_training_state, save_training_state, saved_facts, whole_state
+from bertfast.engine import Ranks, load_training_state, save_training_state, saved_facts, schedule_follows_config, whole_state
 from bertfast.errors import CheckpointError, ConfigError
 from bertfast.reporting import LOG_FILE, RESULTS_FILE, write_results
 from bertfast.storage import folders
+from bertfast.training.identity import FIXED, JUDGED_BY, differences, is_of, shown, untold
 from bertfast.training.objectives.objective import Objective
 from bertfast.training.state import RunState
+from bertfast.wording import listed
 
 
 class RunFolder:
@@ -56,14 +58,14 @@ class RunFolder:
         if self._ranks.is_first:
             folders.prune(self.checkpoints, self._settings.keep_checkpoints)
 
-    def restore(self, resume: bool, path: str | None) -> RunState:
-        """The state to start from: with `resume` that of `path`, or of the newest whole checkpoint; else a fresh one.
+    def restore(self, resume: bool, path: str | None, with_changes: bool = False) -> RunState:
+        """The state to start from: with `resume` that of `path`, or of the newest whole checkpoint; else, and where there is none, a fresh one.
 
         The folder then holds what led to that state, and the best model on the way to it: what came after it, or is of another run, is set aside.
 
         Raises:
             ConfigError: an earlier run's checkpoints are there, and `resume` is False.
-            CheckpointError: `path` is torn, or is of a run with other settings.
+            CheckpointError: `path` is not there or torn; or a checkpoint is of a run with other settings or data, and `with_changes` is False.
         """
         if self._ranks.is_first:
             folders.recover(self.model_folder)
@@ -74,17 +76,22 @@ class RunFolder:
             return RunState()
         folder = Path(path) if path else folders.newest_whole(self.checkpoints)
         if folder is None:
+            self.notes.append(f"there is no checkpoint in {self.checkpoints} to resume from: this run begins at step 0")
             return RunState()
-        if path and (fault := folders.fault_of(folder)):
-            raise CheckpointError(f"{folder}: cannot be resumed from: {fault}")
+        if path:
+            _check_is_whole(folder)
         facts = saved_facts(folder)
         if facts is not None:  # before the load: what does not fit fails there with an error of DeepSpeed's own
-            self._refuse_other_settings(folder, facts["identity"])
+            changes = self._changes(folder, facts["identity"], with_changes)
         client_state = load_training_state(self._engine, folder)
         if facts is None:
-            self._refuse_other_settings(folder, {"optimizer": self._identity["optimizer"], **client_state["identity"]})
+            changes = self._changes(folder, client_state["identity"], with_changes)
         self._ranks.barrier()  # all have read what is moved now
-        return self._settle(folder, RunState(**client_state["progress"]))
+        state = self._settle(folder, RunState(**client_state["progress"]))
+        lines = [f"{shown(name)} = {_said(was)} -> {_said(now)}" for name, (was, now) in changes.items()]
+        self.notes += [f"resumed with a change: {line}" for line in lines]
+        state = state._replace(changes=[*state.changes, *(f"after step {state.step}: {line}" for line in lines)])
+        return _without_best(state) if any(is_of(name, JUDGED_BY) for name in changes) else state
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write results.json, and the card of the model with all that is now known of the run."""
@@ -94,21 +101,35 @@ class RunFolder:
             folders.seal(self.model_folder, folders.sealed_step(self.model_folder))
         self._ranks.barrier()
 
-    def _refuse_other_settings(self, folder: Path, written: dict[str, Any]) -> None:
-        for name in self._identity:
-            if written.get(name) != self._identity[name]:
-                place, was, now = _difference(name, written.get(name), self._identity[name])
-                raise CheckpointError(
-                    f"{folder}: was written with {place} = {was}, this run has {now}; "
-                    "resume with the settings that wrote it, or start anew from its weights with --load_checkpoint_states model"
-                )
+    def _changes(self, folder: Path, written: dict[str, Any], allowed: bool) -> dict[str, tuple[Any, Any]]:
+        """What differs between the run that wrote a checkpoint and this one (see `differences`).
+
+        Raises:
+            CheckpointError: something does, and is not allowed to, or cannot be.
+        """
+        if silent := untold(written, self._identity):
+            self.notes.append(
+                f"{folder} is of an earlier bertfast, which did not write down {listed(map(shown, silent))}: that these are what they were is not checked"
+            )
+        found = differences(written, self._identity)
+        cannot = FIXED if schedule_follows_config(self._engine) else (*FIXED, "optimizer.params", "deepspeed.scheduler")
+        refused = [name for name in found if not allowed or is_of(name, cannot)]
+        if not refused:
+            return found
+        was, now = found[refused[0]]
+        others = f" (other too: {listed(map(shown, refused[1:]))})" if refused[1:] else ""
+        allow = "" if is_of(refused[0], cannot) else " allow the change with --resume_with_changes,"
+        raise CheckpointError(
+            f"{folder}: was written with {shown(refused[0])} = {_said(was)}, this run has {_said(now)}{others}; resume with the settings and data "
+            f"that wrote it,{allow} or start anew from its weights with --load_checkpoint_states model"
+        )
 
     def _settle(self, folder: Path, state: RunState) -> RunState:
         """Make run.model_dir agree with `state`, which was loaded from the checkpoint `folder`."""
         is_lost = self._ranks.is_first and self._settle_files(folder, state)
         if not self._ranks.any(is_lost):
             return state
-        return state._replace(best=None, best_step=None, stale_evaluations=0, metrics=None, owes_evaluation=True)
+        return _without_best(state)
 
     def _settle_files(self, folder: Path, state: RunState) -> bool:
         """Set aside what does not belong to the state's past, and have its best model in place; whether that one's weights are gone."""
@@ -173,9 +194,21 @@ class RunFolder:
             )
 
 
-def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
-    """The first key, however deep, in which two values of the name differ, and its two values."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        key = next(key for key in {**was, **now} if was.get(key) != now.get(key))
-        return _difference(f"{name}.{key}", was.get(key), now.get(key))
-    return name, was, now
+def _check_is_whole(folder: Path) -> None:
+    """Raise CheckpointError where a folder that a person has named is no whole checkpoint."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: cannot be resumed from: there is no such folder")
+    if inner := folders.steps_in(folder) or folders.steps_in(folder / "checkpoints"):
+        raise CheckpointError(f"{folder}: cannot be resumed from: it is no checkpoint, but holds some; name one of them, {inner[-1]} say")
+    if fault := folders.fault_of(folder):
+        raise CheckpointError(f"{folder}: cannot be resumed from: {fault}")
+
+
+def _without_best(state: RunState) -> RunState:
+    """The state as if nothing had been evaluated, which is made good at once."""
+    return state._replace(best=None, best_step=None, stale_evaluations=0, metrics=None, owes_evaluation=True)
+
+
+def _said(value: Any) -> Any:
+    """A value for a person: None is what is not set."""
+    return "nothing set" if value is None else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ class RunState(NamedTuple):
     examples: int = 0
     tokens: int = 0
     padded_tokens: int = 0  # what the same micro-batches would hold, each padded to its longest example
+    changes: Sequence[str] = ()  # what is not as it was in the run's first steps, and from when on
 
 
 class Window:

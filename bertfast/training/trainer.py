@@ -45,11 +45,12 @@ class Trainer:
     Args:
         config: from `load_config`.
         device: "cpu", "gpu", or None for a GPU where there is one.
-        resume: go on from the newest whole checkpoint of run.model_dir, or from `checkpoint_path`.
+        resume: go on from the newest whole checkpoint of run.model_dir, or from `checkpoint_path`; where there is none yet, begin.
         checkpoint_path: a training checkpoint to resume from; for `evaluate` and `predict`, the model's folder, or a run's.
         profile_startup: print where the time before the first step went.
         profile: leave a torch profiler trace of a few steps, and a page on it, in run.model_dir/profile.
         pretrains: heed the config's `pretrain` block, which training passes by.
+        with_changes: resume even where data or settings are not those that wrote the checkpoint; each change is told.
 
     Raises:
         ConfigError: the device is not there, or the config asks for what cannot be.
@@ -66,10 +67,12 @@ class Trainer:
         profile_startup: bool = False,
         profile: bool = False,
         pretrains: bool = False,
+        with_changes: bool = False,
     ):
         self._settings = config.bertfast.run
         self._model_dir = Path(self._settings.model_dir)
-        self._resume, self._checkpoint_path, self._profile = resume, checkpoint_path, profile
+        self._resume, self._with_changes = resume or with_changes, with_changes
+        self._checkpoint_path, self._profile = checkpoint_path, profile
         self._clock = StartupClock() if profile_startup else None
         self._ranks = start_ranks(device, self._settings.threads)
         self._objective = objective_of(config, self._ranks, pretrains)
@@ -100,7 +103,7 @@ class Trainer:
     def _fit_in(self, started: datetime) -> dict[str, Any]:
         run = self._prepare()
         with alone_in(self._model_dir) if run.ranks.is_first else nullcontext():
-            state = run.folder.restore(self._resume, self._checkpoint_path)
+            state = run.folder.restore(self._resume, self._checkpoint_path, self._with_changes)
             if not run.eval_sets:  # then the last model counts, whatever was evaluated before a resume
                 state = state._replace(best=None, best_step=None, metrics=None, owes_evaluation=False)
             progress = Progress(self._model_dir, run.total_steps, state.step, run.ranks.is_first, state.owes_evaluation)

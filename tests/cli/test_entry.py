@@ -220,6 +220,12 @@ def test_resume_continues_a_training_checkpoint(trainer):
     assert made["config"].model.checkpoint == "some-bert"
 
 
+def test_resume_with_changes_names_the_checkpoint_to_continue_too(trainer):
+    assert entry.launch(["--config", "c.json", "--resume_with_changes", "--checkpoint_path", "runs/a/step-7"]) == 0
+    made = trainer.made
+    assert (made["with_changes"], made["checkpoint_path"], made["config"].model.checkpoint) == (True, "runs/a/step-7", "some-bert")
+
+
 def test_without_resume_the_checkpoint_is_where_training_starts(trainer):
     assert entry.launch(["--config", "c.json", "--checkpoint_path", "mine"]) == 0
     assert trainer.made["checkpoint_path"] is None and trainer.made["config"].model.checkpoint == "mine"

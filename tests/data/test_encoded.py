@@ -220,3 +220,20 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache_folder(None) == tmp_path / ".cache" / "bertfast"
     monkeypatch.setenv("BERTFAST_CACHE", "/there")
     assert str(cache_folder(None)) == "/there" and str(cache_folder("/here")) == "/here"
+
+
+def test_checksums_are_those_of_the_rows_and_not_of_their_file(tmp_path, monkeypatch):
+    sequences, labels = [[5, 6], [7], [8, 9, 10], [7]], np.array([0, 1, 2, 0], dtype=np.int32)
+    truth = build(tmp_path, sequences, labels).checksums()
+    monkeypatch.setattr(cache, "BATCH_EXAMPLES", 1)
+    assert build(tmp_path, sequences, labels, blocks=4, name="chunks.arrow").checksums() == truth
+    assert build(tmp_path, sequences, name="bare.arrow").checksums() == {"tokens": truth["tokens"]}
+
+    def differs(name, sequences, labels):
+        found = build(tmp_path, sequences, labels, name=name).checksums()
+        return {key for key in truth if found[key] != truth[key]}
+
+    assert differs("labels.arrow", sequences, labels[::-1].copy()) == {"labels"}
+    assert differs("scores.arrow", sequences, labels.astype(np.float32)) == {"labels"}
+    assert differs("order.arrow", [sequences[index] for index in (1, 0, 2, 3)], labels) == {"tokens"}
+    assert differs("cut.arrow", [[5], [6, 7], [8, 9, 10], [7]], labels) == {"tokens"}, "the same ids, cut otherwise"

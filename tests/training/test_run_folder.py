@@ -59,12 +59,13 @@ def run(task, tmp_path):
     return lambda name="run", **settings: fit(own, name, **settings)
 
 
-def fit(task, name, resume=False, path=None, deepspeed=None, **settings):
+def fit(task, name, resume=False, path=None, deepspeed=None, with_changes=False, **settings):
     from bertfast.training.trainer import Trainer
 
     config = {key: copy.deepcopy(value) for key, value in task.items() if key != "folder"} | (deepspeed or {})
     config["bertfast"]["run"] |= {"model_dir": str(task["folder"] / name), **settings}
-    return Trainer(load_config(config), device="cpu", resume=resume, checkpoint_path=path and str(path)).fit()
+    path = path and str(path)
+    return Trainer(load_config(config), device="cpu", resume=resume, checkpoint_path=path, with_changes=with_changes).fit()
 
 
 def stop_at(monkeypatch, step):
@@ -257,19 +258,97 @@ def test_zero_to_fp32_finds_the_state_where_it_lies(run, tmp_path):
     assert folders.fault_of(folder) is None and "latest" in json.loads((folder / folders.MANIFEST).read_text())["files"]
 
 
-def test_a_checkpoint_of_an_earlier_bertfast_is_resumed(task, run, tmp_path):
-    """Which kept the identity with the weights alone, without the optimizer's settings, and did not say of which step a model is."""
+def test_other_data_are_refused_and_with_the_flag_told(task, tmp_path, capsys):
+    """The rows of the training file in another order: nothing else tells them from the old ones."""
+    own = copy.deepcopy(task) | {"folder": tmp_path}
+    head, *rows = (task["folder"] / "train.tsv").read_text().splitlines()
+    (tmp_path / "other.tsv").write_text("\n".join([head, *rows[::-1]]) + "\n")
+    fit(own, "run", max_steps=4)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    own["bertfast"]["train_input"]["data_file"] = str(tmp_path / "other.tsv")
+    with pytest.raises(CheckpointError) as refused:
+        fit(own, "run", resume=True)
+    words = str(refused.value)
+    assert words.startswith(f"{newest(tmp_path / 'run')}: was written with training data.tokens = crc32 ")
+    assert "(other too: training data.labels)" in words and "--resume_with_changes" in words and "\n" not in words
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    capsys.readouterr()
+    results = fit(own, "run", with_changes=True, max_steps=6, deepspeed={"gradient_clipping": 0.5})
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("resumed with a change: ")]
+    assert (
+        told[0] == "resumed with a change: gradient_clipping = 1.0 -> 0.5"
+        and len(told) == 3
+        and " tokens = crc32 " in told[1].replace(".", " ")
+    )
+    assert results["training"]["resumed_with_changes"] == [f"after step 4: {line.removeprefix('resumed with a change: ')}" for line in told]
+    again = fit(own, "run", resume=True, max_steps=7, deepspeed={"gradient_clipping": 0.5})
+    assert again["training"]["resumed_with_changes"] == results["training"]["resumed_with_changes"] and again["training"]["steps"] == 7
+    assert "resumed with a change" not in capsys.readouterr().err
+
+
+def test_a_best_model_of_other_evaluation_data_is_not_compared_with(task, tmp_path, capsys):
+    own = copy.deepcopy(task) | {"folder": tmp_path}
+    fit(own, "run", max_steps=6)
+    own["bertfast"]["eval_input"]["data_file"] = str(task["folder"] / "train.tsv")
+    fit(own, "run", with_changes=True, max_steps=7)
+    assert "resumed with a change: evaluation data.dev.tokens = " in capsys.readouterr().err
+    found = evaluations(tmp_path / "run")
+    assert [step for step, _ in found] == [3, 6, 7] and found[1][1] != evaluations(task["folder"] / "truth")[1][1], "step 6 is judged anew"
+    best = max(found[1:], key=lambda entry: entry[1]["dev"]["accuracy"])
+    training = json.loads((tmp_path / "run" / "results.json").read_text())["training"]
+    assert training["best_step"] == best[0] == folders.sealed_step(tmp_path / "run" / "model")
+
+
+def test_no_flag_lets_another_kind_of_optimizer_take_the_state(task, run):
+    with pytest.raises(
+        CheckpointError, match="optimizer.type = adamw, this run has adam; resume with the settings and data that wrote it, or start"
+    ):
+        run(with_changes=True, path=newest(task["folder"] / "truth"), deepspeed={"optimizer": {"type": "Adam", "params": {"lr": 1e-2}}})
+
+
+def test_rates_after_a_resume_are_those_of_the_new_length(task, run, tmp_path):
+    from bertfast.engine.schedules import schedule
+
+    run(max_steps=2, eval_steps=9)
+    run(resume=True, max_steps=5, eval_steps=9, warmup_steps=3)
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rates = {record["step"]: record["learning_rate"] for record in records if "learning_rate" in record}
+    assert rates == {step + 1: 1e-2 * schedule("linear", *((0, 2) if step < 2 else (3, 5)))(step) for step in range(5)}
+
+
+def test_a_resume_with_nothing_to_resume_from_says_so(run, tmp_path, capsys):
+    """Whoever starts a run by a scheduler always gives --resume; whoever names a checkpoint means that one."""
+    run(resume=True, max_steps=1)
+    said = capsys.readouterr().err.splitlines()
+    line = f"there is no checkpoint in {tmp_path / 'run' / 'checkpoints'} to resume from: this run begins at step 0"
+    assert line in said and said.index(line) < next(index for index, words in enumerate(said) if words.startswith("step 1/1"))
+    with pytest.raises(CheckpointError, match=r"nowhere: cannot be resumed from: there is no such folder"):
+        run("other", resume=True, path=tmp_path / "nowhere")
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
+        with pytest.raises(CheckpointError, match="it is no checkpoint, but holds some; name one of them, .*step-00000001 say"):
+            run("other", resume=True, path=folder)
+
+
+def test_a_checkpoint_of_an_earlier_bertfast_is_resumed(task, run, tmp_path, capsys):
+    """Which kept the identity with the weights alone, without the optimizer's settings, and did not say of which step a model is; and told little."""
     shutil.copytree(task["folder"] / "truth", tmp_path / "run")
     old = tmp_path / "run" / "checkpoints" / "step-00000012"
     (old / "run.json").unlink()
     states = next(old.glob("state/*model_states.pt"))
     kept = torch.load(states, weights_only=False)
-    del kept["identity"]["optimizer"]
+    told = ("seed", "world_size", "batch size", "micro-steps", "planner", "steps per epoch", "training examples", "training tokens")
+    kept["identity"] = {name: kept["identity"][name] for name in (*told, "head", "truncation", "loss", "optimization", "pretrain")}
+    del kept["progress"]["changes"]
     torch.save(kept, states)
     for folder in (old, tmp_path / "run" / "model"):
         folders.seal(folder)
     run(resume=True)
     assert outcome(tmp_path / "run") == outcome(task["folder"] / "truth") | {"model's step": None}
+    said = capsys.readouterr().err
+    line = next(line for line in said.splitlines() if line.startswith(f"{old} is of an earlier bertfast, which did not write down "))
+    assert all(name in line for name in ("classes", "optimizer", "precision", "tokenizer", "training data", "weights"))
+    with pytest.raises(CheckpointError, match="was written with seed = 42, this run has 7"):
+        run(resume=True, path=old, seed=7)
 
 
 def test_two_runs_do_not_share_a_folder(task, run, tmp_path):

@@ -128,7 +128,13 @@ class SeveralTasks(Objective[MixtureSet]):
 
     def identity(self) -> dict[str, Any]:
         mixture = [[task.name, task.weight, size] for task, size in zip(self._multitask.tasks, self._sizes, strict=True)]
-        facts = {"tasks": mixture, "sampling": self._sampling}
+        tasks = {name: loader.task for name, loader in self.loaders.items()}
+        facts = {
+            "tasks": mixture,
+            "sampling": self._sampling,
+            "classes": {name: task.label_names for name, task in tasks.items()},
+            "metric": {name: task.main_metric for name, task in tasks.items()},
+        }
         return {**facts, "epochs": self._epochs} if self._sampling == "annealed" else facts
 
     def data_lines(self, train_set: MixtureSet, eval_sets: dict[str, EncodedDataset]) -> list[str]:

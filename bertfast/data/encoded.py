@@ -113,12 +113,12 @@ class EncodedDataset:
 
     def checksums(self) -> dict[str, str]:
         """A CRC-32 of the tokens of all examples in their order, and one of their labels: those of the rows, whatever file they came from."""
-        crc = zlib.crc32(self.lengths)
+        crc = zlib.crc32(self.lengths.data)
         for values in (*self._ids, *self._types):
-            crc = zlib.crc32(np.ascontiguousarray(values), crc)
+            crc = zlib.crc32(np.ascontiguousarray(values).data, crc)
         found = {"tokens": f"crc32 {crc:08x}"}
         if self.labels is not None:
-            found["labels"] = f"crc32 {zlib.crc32(np.ascontiguousarray(self.labels)):08x}"
+            found["labels"] = f"crc32 {zlib.crc32(np.ascontiguousarray(self.labels).data):08x}"
         return found
 
     def batch(self, indices: np.ndarray) -> PackedBatch:

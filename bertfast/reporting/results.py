@@ -18,7 +18,7 @@ from bertfast.tasks import Task
 
 RESULTS_FILE = "results.json"
 MODEL_CONFIG_FILE = "bertfast.json"
-RECIPE_BLOCKS = ("head", "truncation", "loss", "optimization", "pretrain")
+RECIPE_BLOCKS: tuple[str, ...] = ("head", "truncation", "loss", "optimization", "pretrain")
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
 
 

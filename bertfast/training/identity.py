@@ -127,7 +127,7 @@ def checksum_of_weights(model: BertEncoder) -> str:
     for name in sorted(model.loaded.loaded):
         flat = state[name].detach().reshape(-1)
         crc = zlib.crc32(f"{name} {list(state[name].shape)}".encode(), crc)
-        crc = zlib.crc32(np.ascontiguousarray(flat[:: max(1, len(flat) // _SAMPLED)].numpy()), crc)
+        crc = zlib.crc32(np.ascontiguousarray(flat[:: max(1, len(flat) // _SAMPLED)].numpy()).data, crc)
     return f"crc32 {crc:08x}"
 
 

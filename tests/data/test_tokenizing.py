@@ -184,7 +184,9 @@ def test_fingerprint(make_tokenizer):
     fingerprint = tokenizer_fingerprint(tokenizer)
     assert fingerprint == tokenizer_fingerprint(make_tokenizer()), "it is of the contents"
     tokenizer(["a b c d"], truncation=True, max_length=3, padding=True)
+    left = tokenizer.backend_tokenizer.to_str()
     assert fingerprint == tokenizer_fingerprint(tokenizer), "truncation and padding left by another call do not count"
+    assert tokenizer.backend_tokenizer.to_str() == left and '"truncation":{' in left and '"padding":{' in left, "and are left as they were"
     others = [make_tokenizer("a b c d e good bad film the ##t"), make_tokenizer(), make_tokenizer(), make_tokenizer()]
     others[1].truncation_side = "left"
     others[2].split_special_tokens = True

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertfast.config import Config
+from bertfast.config import Config, configs_of
 from bertfast.errors import BertfastError, ConfigError, Terminated
 from bertfast.machine import cores, threads
+from bertfast.readers import find_source
 from bertfast.storage import write_json
 from bertfast.sweep.report import Trial, brief, need_matplotlib, summarise, write_reports
 from bertfast.sweep.space import Setting, Space, base_of, config_of, distributions, draw_settings, label_of, need_optuna, setting_of
 from bertfast.sweep.trials import LOG, POLL_SECONDS, Command, Stop, alone_in, end, reason_of, score_name_of, score_of, seconds_of, start
+from bertfast.tasks import get_task
 from bertfast.wording import counted
 
 TRIALS, JOURNAL = "trials", "sweep.journal"
@@ -137,10 +139,14 @@ class Sweep:
         study = self._optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
         base = json.loads(json.dumps(self.base))
         base["bertfast"].get("run", {}).pop("model_dir", None)
-        identity = {"the config": _digest(base), "the space": json.dumps(self.search.space.to_dict())}
+        identity = {
+            "the config": _digest(base),
+            "the space": json.dumps(self.search.space.to_dict()),
+            "a data file": _digest_of_data(self.config),
+        }
         before = study.user_attrs.get("identity", identity)
         for name, value in identity.items():
-            if before[name] != value:
+            if before.get(name, value) != value:  # an earlier bertfast did not write down the data
                 raise ConfigError(
                     f"{self.folder}: holds a sweep in which {name} was another; give another --model_dir, or delete that folder"
                 )
@@ -259,6 +265,17 @@ class Sweep:
 def _score(trial: Trial) -> float:
     assert trial.score is not None, "asked of a trial that is complete"
     return trial.score
+
+
+def _digest_of_data(config: Config) -> str:
+    """A hash of the files that the trials train on and are compared by; an input_fn has none."""
+    found = []
+    for part in configs_of(config):
+        task = get_task(part.bertfast.task)
+        for source, splits in ((part.bertfast.train_input, task.train_splits), (part.bertfast.eval_input, task.eval_splits)):
+            if source is not None and source.input_fn is None:
+                found += [find_source(task, source, split).digest() for split in splits]
+    return _digest(found)
 
 
 def _digest(value: Any) -> str:

@@ -72,6 +72,10 @@ def sweep_of(tmp_path, base, keys=SPACE, jobs=1, said=None, **search):
     return Sweep(load_config(base), Search(Space("space.yaml", keys), **{"seeds": 2, **search}), [None] * jobs, command, say)
 
 
+def append_row(file):
+    Path(file).write_text(Path(file).read_text() + "fine\t1\n")
+
+
 def starts(tmp_path):
     return (tmp_path / "sweep" / "starts").read_text().splitlines()
 
@@ -267,13 +271,16 @@ def test_a_trial_that_had_finished_unnoted_is_not_trained_again(tmp_path, base):
     [
         pytest.param(lambda base, keys: keys["optimizer.params.lr"].append(4e-5), id="space"),
         pytest.param(lambda base, keys: base["bertfast"]["run"].update(warmup_ratio=0.2), id="config"),
+        pytest.param(lambda base, keys: append_row(base["bertfast"]["train_input"]["data_file"]), id="data"),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused(tmp_path, base, change):
     keys = {"optimizer.params.lr": [2e-5]}
     sweep_of(tmp_path, base, keys).run()
     change(base, keys)
-    with pytest.raises(ConfigError, match="sweep: holds a sweep in which the (space|config) was another; give another --model_dir"):
+    with pytest.raises(
+        ConfigError, match="sweep: holds a sweep in which (the space|the config|a data file) was another; give another --model_dir"
+    ):
         sweep_of(tmp_path, base, keys).run()
 
 

@@ -46,6 +46,14 @@ def check_config(config: Config) -> Found:
     return Found(config, f"{config.path or 'a dictionary'}: task {task.name}, {' and '.join(inputs)}")
 
 
+def check_model_dir(found: Found) -> Found:
+    """The same, where the folder of the config's run is none that the run reads from; see `check_places`."""
+    from bertfast.training import check_places  # and torch with it, which a bad key is answered without
+
+    check_places(found.value)
+    return found
+
+
 def device_in_use() -> str:
     import torch
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bertfast.checks.config import check_batch, check_config, check_precision, device_in_use
+from bertfast.checks.config import check_batch, check_config, check_model_dir, check_precision, device_in_use
 from bertfast.checks.table import Check, Checks, Found
 from bertfast.config import Config, exported_blocks
 from bertfast.tasks import get_task
@@ -22,7 +22,7 @@ def run_checks(load: Callable[[], Config], device: str | None = None, export: Ca
     """Every check of a config, in the order of the table. load: reads the config; device: "cpu", "gpu" or None (whichever there is); export: what
     looks at an export block, given the config and the checkpoint."""
     checks = Checks()
-    config = checks.make("config", lambda: check_config(load()))
+    config = checks.make("config", lambda: check_model_dir(check_config(load())))
     if config is None:  # nothing else can be checked, and a bad key is answered without the heavy imports
         checks.make("everything else", check_config, None)
         return checks.rows

@@ -1,5 +1,6 @@
 from . import folders as folders
 from .files import give_usual_mode as give_usual_mode
+from .files import lies_in as lies_in
 from .files import named as named
 from .files import overwritten as overwritten
 from .files import replacing as replacing

@@ -68,6 +68,12 @@ def overwritten(output: str | Path, inputs: Iterable[str | Path]) -> Path | None
     return None
 
 
+def lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Whether `path`, by any spelling or link, is `folder` or something in it: it would be lost where the folder is replaced."""
+    place = Path(os.path.realpath(path))
+    return Path(os.path.realpath(folder)) in (place, *place.parents)
+
+
 def named(path: str | Path) -> Path:
     """The path, spelled so that it ends in a name, from which that of a file beside it can be made: `.` and `..` do not."""
     path = Path(path)

@@ -17,7 +17,7 @@ from bertfast.wording import counted
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESULTS, TABLE, PLOT, BEST = "sweep.json", "sweep.md", "sweep.png", "best.json"
+RESULTS, TABLE, PLOT, BEST = REPORTS = ("sweep.json", "sweep.md", "sweep.png", "best.json")
 
 
 @dataclass(frozen=True)

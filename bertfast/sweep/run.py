@@ -22,7 +22,7 @@ from bertfast.errors import BertfastError, ConfigError, Terminated
 from bertfast.machine import cores, threads
 from bertfast.readers import find_source
 from bertfast.storage import write_json
-from bertfast.sweep.report import Trial, brief, need_matplotlib, summarise, write_reports
+from bertfast.sweep.report import REPORTS, Trial, brief, need_matplotlib, summarise, write_reports
 from bertfast.sweep.space import Setting, Space, base_of, config_of, distributions, draw_settings, label_of, need_optuna, setting_of
 from bertfast.sweep.trials import LOG, POLL_SECONDS, Command, Stop, alone_in, end, reason_of, score_name_of, score_of, seconds_of, start
 from bertfast.tasks import get_task
@@ -69,7 +69,15 @@ class Sweep:
         self.base = base_of(config)
         self.settings = draw_settings(search.space, search.trials, config.bertfast.run.seed)
         from bertfast.sweep.checks import check_space  # and torch with it: what is wrong with flags or space has been told by now
+        from bertfast.training import inputs_of, refuse_replacing
 
+        read = [("--space", search.space.name), *inputs_of(config)]
+        refuse_replacing(
+            f"bertfast.run.model_dir = {json.dumps(str(self.folder))}",
+            read,
+            [self.folder / TRIALS],
+            [self.folder / name for name in REPORTS],
+        )
         check_space(config, search.space, self.settings, "cpu" if self.places[0] is None else "gpu")
 
     def run(self) -> dict[str, Any]:

@@ -4,4 +4,7 @@ from .footprint import smaller_training as smaller_training
 from .loader import head_to_train as head_to_train
 from .objectives.masked_words import MaskedWords as MaskedWords
 from .objectives.masked_words import pretraining_loss as pretraining_loss
+from .places import check_places as check_places
+from .places import inputs_of as inputs_of
+from .places import refuse_replacing as refuse_replacing
 from .trainer import Trainer as Trainer

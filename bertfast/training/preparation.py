@@ -26,6 +26,7 @@ from bertfast.training.footprint import footprint_of, smaller_training
 from bertfast.training.identity import checksum_of_weights, network_of, settings_of
 from bertfast.training.loader import check_fit
 from bertfast.training.objectives.objective import Forward, Objective
+from bertfast.training.places import check_places
 from bertfast.training.run_folder import RunFolder
 from bertfast.training.state import RunState
 from bertfast.wording import counted
@@ -143,6 +144,7 @@ def prepare(
     """
     settings = config.bertfast
     check_monitors(config.deepspeed)
+    check_places(config)
     sizes = resolve_batch_sizes(config, ranks.world_size)
     check_optimizer_fits(config, ranks.world_size, ranks.device.type)
     join_ranks(ranks)

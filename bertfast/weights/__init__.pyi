@@ -4,6 +4,7 @@ from .config_keys import check_config as check_config
 from .config_keys import check_tied as check_tied
 from .config_keys import head_of_another as head_of_another
 from .convert import convert_checkpoint as convert_checkpoint
+from .folder import holds_model as holds_model
 from .folder import model_folder as model_folder
 from .folder import read_config as read_config
 from .folder import read_weights as read_weights

@@ -129,4 +129,14 @@ def resolve_folder(folder_or_name: str) -> Path:
 def model_folder(path: str) -> str:
     """The transformers folder that a path means: a run's folder holds it as `model`, a training checkpoint too."""
     inner = folders.standing(Path(path) / folders.MODEL)
-    return str(inner) if not (Path(path) / "config.json").is_file() and (inner / "config.json").is_file() else path
+    return str(inner) if not holds_model(Path(path)) and holds_model(inner) else path
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a model's config.json lies right in this folder: in a run's folder, that name may be of the run's own config."""
+    try:
+        return "bertfast" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, TypeError):  # whoever reads the model says what is wrong with it
+        return True

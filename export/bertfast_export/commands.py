@@ -55,8 +55,10 @@ def describe_training(config: Config, checkpoint: tuple[Path, BertConfig]) -> Fo
 
 def export(arguments: Namespace, block: BertfastConfig | None, say: Callable[[str], None]) -> None:
     """`bertfast export`; see `export_bundle` for what it raises."""
-    from bertfast_export.bundle import Candidate, configured, export_bundle, from_file
+    from bertfast_export.bundle import Candidate, configured, export_bundle, from_file, refuse_place
     from bertfast_export.contract import VARIANTS, Options
+
+    refuse_place(Path(arguments.output), arguments.folder, arguments.input, arguments.config)
 
     named = tuple(part.strip() for part in arguments.variants.split(",")) if arguments.variants else tuple(VARIANTS)
     options = Options(named, arguments.opset, arguments.integers, arguments.layout, arguments.max_sequence_length, arguments.packed)

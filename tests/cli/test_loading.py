@@ -112,6 +112,15 @@ def test_what_a_flag_does_not_take_is_called_by_its_name(places, capsys, argv, w
     assert what in err and mend in err, err
 
 
+def test_a_run_that_holds_its_own_config_is_a_run(tmp_path):
+    from bertfast.weights import model_folder
+
+    for place, content in (("run", {"bertfast": {}}), ("run/model", {"model_type": "bert"})):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "config.json").write_text(json.dumps(content))
+    assert model_folder("run") == "run/model" and model_folder("run/model") == "run/model"
+
+
 def test_a_hub_name_is_no_folder_to_look_into():
     from bertfast.cli.loading import _refuse_other_places
 

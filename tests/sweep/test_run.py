@@ -315,6 +315,17 @@ def test_a_space_that_cannot_be_searched(tmp_path, base, text, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+@pytest.mark.parametrize("name", ["best.json", "trials/000-seed-5/c.json", "sweep.json"])
+def test_a_sweep_does_not_write_over_its_config(tmp_path, base, name):
+    place = tmp_path / "sweep" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(base))
+    config = load_config(place)
+    with pytest.raises(ConfigError, match=r"bertfast\.run\.model_dir = .*is written there, and the config is read from"):
+        Sweep(config, Search(read_space(None, config)), [None], list, str)
+    assert json.loads(place.read_text()) == base
+
+
 def test_a_rate_that_the_scheduler_would_replace(base):
     scheduler = {"type": "WarmupDecayLR", "params": {"warmup_max_lr": 3e-5, "total_num_steps": "auto"}}
     config = load_config({**base, "scheduler": scheduler})

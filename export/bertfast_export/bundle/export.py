@@ -56,7 +56,7 @@ def export_bundle(
     check_wheels()
     final = named(output)
     folders.recover(final)
-    refuse_place(final)
+    refuse_place(final, folder)
     source = source or Candidate(folder, options)
     splits = data(source.task, source.tokenizer, source.max_sequence_length) if data is not None else {}
     beside = folders.unfinished(final)

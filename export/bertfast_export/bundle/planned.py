@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bertfast.config import HEAD_KEY, BertfastConfig, HeadConfig, TruncationConfig
 from bertfast.errors import ConfigError, ExportError
+from bertfast.storage import lies_in
 from bertfast_export.contract import OWN_HEAD_IN_FLOAT32, RECORD_FILE, skipped_variants
 
 if TYPE_CHECKING:
@@ -91,12 +92,15 @@ def refuse_truncation(truncation: TruncationConfig, where: str) -> None:
         )
 
 
-def refuse_place(final: Path) -> None:
-    """An earlier bundle may be replaced, and nothing else; and its folder must take files.
+def refuse_place(final: Path, *inputs: str | None) -> None:
+    """An earlier bundle may be replaced, and nothing else; its folder must take files; and none of the inputs, files or folders, lies in it.
 
     Raises:
         ExportError: naming what is there.
     """
+    for given in inputs:
+        if given is not None and Path(given).exists() and lies_in(given, final):
+            raise ExportError(f"{final}: would be replaced by the bundle, and {given} is read from it; give another place")
     if final.exists() and not final.is_dir():
         raise ExportError(f"{final}: is a file; give a folder for the bundle")
     if final.is_dir() and any(final.iterdir()) and not (final / RECORD_FILE).is_file():

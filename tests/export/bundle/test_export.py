@@ -235,6 +235,19 @@ def test_the_triton_layout(made, tmp_path):
     verify_bundle(str(folder), say=lambda line: None)
 
 
+def test_a_bundle_does_not_replace_what_it_is_made_from(bundle, made, tmp_path, capsys):
+    import bertfast.cli
+
+    shutil.copytree(made / "model", bundle / "model")
+    shutil.copy(made / "dev.tsv", bundle)
+    (tmp_path / "link").symlink_to(bundle, target_is_directory=True)
+    with pytest.raises(ExportError, match="would be replaced by the bundle, and .*/model is read from it"):
+        export_bundle(str(bundle / "model"), str(tmp_path / "link"), Options(("portable",)))
+    assert bertfast.cli.main(["export", str(made / "model"), "-o", str(bundle), "--input", str(bundle / "dev.tsv")]) == 2
+    assert f"{bundle / 'dev.tsv'} is read from it; give another place" in capsys.readouterr().err
+    assert (bundle / "model" / "model.safetensors").is_file() and (bundle / "dev.tsv").is_file() and (bundle / "model.onnx").is_file()
+
+
 def test_an_earlier_bundle_is_replaced_and_nothing_else(bundle, made, tmp_path):
     options = Options(("portable",))
     export_bundle(str(made / "model"), str(bundle), options, say=lambda line: None)

@@ -12,13 +12,17 @@ import numpy as np
 from bertfast.data import Encode, TokenBlock, backend_encoder
 from bertfast.errors import DataError, ExportError
 from bertfast.tasks import softmax
-from bertfast_export.contract import VARIANTS, no_bundle
+from bertfast_export.contract import A_PAIR, VARIANTS, no_bundle
 from bertfast_export.runtime import CPU, Session, input_types, open_session, sha256_of
 
 # n texts, B batch, S sequence, C classes
 
 _BATCH_SIZE = 32
 _BATCH_TOKENS = 2048  # beyond, a larger batch is no faster and takes more memory
+_OTHER_TEXTS = {
+    True: "this model was verified for pairs of texts: give the second ones too, as text_pairs",
+    False: "this model was verified for single texts, and text_pairs were given; leave them out, or export a model of pairs with --pairs",
+}
 _BLOCK = 4096  # texts that are tokenised and sorted by length at a time
 
 
@@ -33,10 +37,10 @@ class Prediction(NamedTuple):
 class OnnxClassifier:
     """A verified ONNX classifier. May be called from several threads at once: it holds nothing that a call changes."""
 
-    def __init__(self, session: Session, encoders: tuple[Encode, Encode], labels: Sequence[str], pad_token_id: int = 0):
-        """encoders: of texts, and of pairs."""
-        self.session, self.labels = session, tuple(labels)
-        self._encoders, self._pad_token_id, self._types = encoders, pad_token_id, input_types(session)
+    def __init__(self, session: Session, encode: Encode, labels: Sequence[str], is_pair: bool = False, pad_token_id: int = 0):
+        """encode: of single texts, or with is_pair of pairs; the judge has asked of no other."""
+        self.session, self.labels, self.is_pair = session, tuple(labels), is_pair
+        self._encode, self._pad_token_id, self._types = encode, pad_token_id, input_types(session)
 
     @classmethod
     def from_bundle(
@@ -61,9 +65,9 @@ class OnnxClassifier:
         try:
             steps, length = json.loads(facts["preprocessing"]), int(facts["max_sequence_length"])
             tokenizer = Tokenizer.from_file(str(folder / steps["tokenizer"]))
-            cut_left = steps.get("truncation_side") == "left"
-            of_texts, of_pairs = (backend_encoder(tokenizer, length, is_pair, cut_left=cut_left) for is_pair in (False, True))
-            return cls(session, (of_texts, of_pairs), json.loads(facts["labels"]), steps["pad_token"])
+            is_pair = steps["texts"].startswith(A_PAIR)
+            encode = backend_encoder(tokenizer, length, is_pair, cut_left=steps.get("truncation_side") == "left")
+            return cls(session, encode, json.loads(facts["labels"]), is_pair, steps["pad_token"])
         except Exception as error:  # tokenizers raises plain Exceptions
             raise ExportError(f"{folder}: its tokenizer or its metadata cannot be read ({error}); export it again") from None
 
@@ -71,7 +75,8 @@ class OnnxClassifier:
         """One answer a text (or pair of texts), in order.
 
         Raises:
-            DataError: texts and text_pairs are not of one length, or are no strings.
+            DataError: texts and text_pairs are not of one length, or are no strings; or pairs of a model of single texts, or single texts of
+                one of pairs.
         """
         logits = self.logits(texts, text_pairs, batch_size)
         if not self.labels:
@@ -86,11 +91,13 @@ class OnnxClassifier:
     def logits(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None, batch_size: int = _BATCH_SIZE) -> np.ndarray:
         """Logits [n, C], float32, in the order of the texts. Texts of like length share a batch, so that little of it is padding."""
         _check(texts, text_pairs)
+        if self.is_pair != (text_pairs is not None):
+            raise DataError(_OTHER_TEXTS[self.is_pair])
         size = len(self.labels) or 1
         logits = np.empty((len(texts), size), dtype=np.float32)
         for begin in range(0, len(texts), _BLOCK):
             block = slice(begin, begin + _BLOCK)
-            tokens = self._encoders[text_pairs is not None](texts[block], None if text_pairs is None else text_pairs[block])
+            tokens = self._encode(texts[block], None if text_pairs is None else text_pairs[block])
             ends = np.cumsum(tokens.lengths, dtype=np.int64)
             for rows in _batches(tokens.lengths, batch_size):
                 logits[begin + rows] = self._run(tokens, [slice(ends[row] - tokens.lengths[row], ends[row]) for row in rows])
@@ -130,7 +137,7 @@ def _batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def _model_file(folder: Path, variant: str | None, provider: str) -> Path:
-    """The model's file, which is what the judge saw: its SHA-256 is that of the record."""
+    """The model's file. It and what is read beside it are what the judge saw: their SHA-256s are those of the record."""
     try:
         record = json.loads((folder / "verification.json").read_text(encoding="utf-8"))
         files = record["files"]
@@ -145,7 +152,8 @@ def _model_file(folder: Path, variant: str | None, provider: str) -> Path:
     variant = variant or next(name for name in usual if name in there)
     if variant not in there:
         raise ExportError(f"{folder}: has no variant {variant!r}; it has {', '.join(there)}")
-    for name in (there[variant], f"{there[variant]}.data"):
+    beside = [name for name in files if name.endswith(".json") and "/" not in name]  # tokenizer and labels; small
+    for name in (there[variant], f"{there[variant]}.data", *beside):
         if name in files and (not (folder / name).is_file() or sha256_of(folder / name) != files[name]):
             raise ExportError(f"{folder}: {name} is missing, or not the file that was verified; export it again")
     return folder / there[variant]

@@ -19,10 +19,24 @@ IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 VARIANTS = {"portable": "model.onnx", "optimized": "model_optimized.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
 PACKED_FILE = "model_packed.onnx"
 HALF_FILES = ("model_fp16.onnx", "model_packed.onnx")
+TOKENIZER_FILE = "tokenizer.json"
 RECORD_FILE, PAGE_FILE = "verification.json", "verification.md"
 LAYOUTS = ("flat", "triton")
 OWN_HEAD_VARIANTS = ("portable", "optimized")
 OWN_HEAD_IN_FLOAT32 = "a head of bertfast's own is written in float32 alone"
+# How a file's own words on its texts begin (`preprocessing` in its metadata_props).
+ONE_TEXT, A_PAIR = "one text", "a pair"
+SHORTEST = 2  # tokens: [CLS] and [SEP], of an empty text
+# What a file may be given to. OpenVINO reads ONNX Runtime's operators too, and gives other answers without a word (findings/).
+_ONNX_RUNTIME_ALONE = "ONNX Runtime alone: another runtime that takes its operators, as OpenVINO does, may give other answers"
+RUNTIMES = {
+    "model.onnx": "every runtime; OpenVINO with EXECUTION_MODE_HINT=ACCURACY or INFERENCE_PRECISION_HINT=f32, since it computes in bfloat16 by "
+    "itself where the CPU can",
+    "model_optimized.onnx": _ONNX_RUNTIME_ALONE,
+    "model_fp16.onnx": _ONNX_RUNTIME_ALONE,
+    "model_quantized.onnx": _ONNX_RUNTIME_ALONE,
+    PACKED_FILE: "ONNX Runtime's CUDA provider alone",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,8 @@ class Options:
             raise ConfigError(f"integers = {self.integers!r}: the inputs are int64 or int32")
         if self.layout not in LAYOUTS:
             raise ConfigError(f"layout {self.layout!r}: there is no such layout; known: {', '.join(LAYOUTS)}")
+        if self.max_sequence_length is not None and self.max_sequence_length < SHORTEST:
+            raise ConfigError(f"max_sequence_length = {self.max_sequence_length}: [CLS] and [SEP] alone are {SHORTEST} tokens; give more")
 
 
 def check_opset(opset: int) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -61,9 +62,29 @@ def test_logits_are_those_of_transformers_in_order(made, classifier):
         assert np.abs(classifier.logits(TEXTS, batch_size=batch_size) - expected).max() <= 5e-5
 
 
-def test_pairs(made, classifier):
+@pytest.fixture(scope="module")
+def pair_classifier(made):
+    block = BertfastConfig(
+        task={"text_columns": ("premise", "hypothesis"), "label_names": LABELS},
+        model={"checkpoint": "x"},
+        eval_input={"max_sequence_length": 20},
+    )
+    source = Candidate(str(made / "model"), Options(), block)
+    export_bundle(str(made / "model"), str(made / "pairs"), Options(("optimized",)), source=source, say=lambda line: None)
+    return OnnxClassifier.from_bundle(made / "pairs", threads=1)
+
+
+def test_pairs(made, pair_classifier):
     pairs = TEXTS[::-1]
-    assert np.abs(classifier.logits(TEXTS, pairs) - eager_logits(made / "model", TEXTS, pairs)).max() <= 5e-5
+    assert np.abs(pair_classifier.logits(TEXTS, pairs) - eager_logits(made / "model", TEXTS, pairs, length=20)).max() <= 5e-5
+    assert pair_classifier.predict([], []) == []
+
+
+def test_texts_of_another_kind_than_the_judge_saw(classifier, pair_classifier):
+    with pytest.raises(DataError, match="verified for pairs of texts: give the second ones too, as text_pairs"):
+        pair_classifier.predict(["a good film"])
+    with pytest.raises(DataError, match="verified for single texts, and text_pairs were given; leave them out"):
+        classifier.predict(["a good film"], [""])
 
 
 @pytest.mark.parametrize("is_pair", [False, True])
@@ -72,16 +93,18 @@ def test_a_tokenizer_that_cuts_the_beginning(tmp_path, is_pair):
 
     model = write_classifier(tmp_path / "model")
     AutoTokenizer.from_pretrained(model, truncation_side="left").save_pretrained(model)
-    export_bundle(str(model), str(tmp_path / "out"), Options(("optimized",), max_sequence_length=32), say=lambda line: None)
+    options = Options(("optimized",), max_sequence_length=32)
+    source = Candidate(str(model), options, is_pair=is_pair)
+    export_bundle(str(model), str(tmp_path / "out"), options, source=source, say=lambda line: None)
     pairs = TEXTS[::-1] if is_pair else None
     expected = eager_logits(model, TEXTS, pairs)
     assert np.abs(OnnxClassifier.from_bundle(tmp_path / "out").logits(TEXTS, pairs) - expected).max() <= 5e-5
 
 
-def test_pairs_of_very_long_texts_take_no_more_memory_than_they_hold(classifier):
+def test_pairs_of_very_long_texts_take_no_more_memory_than_they_hold(pair_classifier):
     text = "the " * 30_000  # every piece of the one with every piece of the other would be a million
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert np.isfinite(classifier.logits([text], [text])).all()
+    assert np.isfinite(pair_classifier.logits([text], [text])).all()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
@@ -148,13 +171,15 @@ def test_options_that_cannot_be(options, message, made):
         OnnxClassifier.from_bundle(made / "bundle", **options)
 
 
-def test_a_file_that_was_not_verified_is_not_used(made, tmp_path):
+@pytest.mark.parametrize("name", ["model_optimized.onnx", "tokenizer.json", "config.json", "bertfast.json"])
+def test_a_file_that_was_not_verified_is_not_used(name, made, tmp_path):
     import shutil
 
-    bundle = shutil.copytree(made / "bundle", tmp_path / "bundle")
-    with open(bundle / "model_optimized.onnx", "ab") as file:
-        file.write(b"\0")
-    with pytest.raises(ExportError, match=r"model_optimized\.onnx is missing, or not the file that was verified"):
+    bundle = shutil.copytree(made / "bundle", tmp_path / "moved and renamed")
+    assert OnnxClassifier.from_bundle(bundle).labels == LABELS
+    with open(bundle / name, "ab") as file:
+        file.write(b" ")
+    with pytest.raises(ExportError, match=rf"{re.escape(name)} is missing, or not the file that was verified"):
         OnnxClassifier.from_bundle(bundle)
     with pytest.raises(ExportError, match=r"no verification\.json"):
         OnnxClassifier.from_bundle(tmp_path)
@@ -210,29 +235,20 @@ def test_predict_by_a_bundle_adds_columns_to_the_input(made, tmp_path, capsys):
         assert f"--output {output}: is an input of this command" in capsys.readouterr().err
 
 
-def test_predict_of_pairs(tmp_path):
-    model = write_classifier(tmp_path / "model")
-    block = BertfastConfig(
-        task={"text_columns": ("premise", "hypothesis"), "label_names": LABELS},
-        model={"checkpoint": "x"},
-        eval_input={"max_sequence_length": 20},
-    )
-    export_bundle(
-        str(model), str(tmp_path / "out"), Options(("optimized",)), source=Candidate(str(model), Options(), block), say=lambda line: None
-    )
+def test_predict_of_pairs(made, pair_classifier, tmp_path):
     (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in zip(TEXTS, TEXTS[::-1], strict=True)))
     (tmp_path / "pairs.tsv").rename(tmp_path / "pairs.txt")
     arguments = [
         "predict",
         "--onnx",
-        str(tmp_path / "out"),
+        str(made / "pairs"),
         "--input",
         str(tmp_path / "pairs.txt"),
         "--output",
         str(tmp_path / "out.jsonl"),
     ]
     assert main(arguments) == 0
-    expected = eager_logits(model, TEXTS, TEXTS[::-1], length=20)
+    expected = eager_logits(made / "model", TEXTS, TEXTS[::-1], length=20)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["prediction"] for line in lines] == [LABELS[index] for index in expected.argmax(axis=1)]
 

@@ -6,34 +6,26 @@ next export removes it.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from transformers import BertConfig
-
-from bertfast import __version__
 from bertfast.data import EncodedDataset
 from bertfast.errors import ExportError, VerificationError
-from bertfast.reporting import MODEL_CONFIG_FILE
-from bertfast.storage import folders, named, write_json
+from bertfast.storage import folders, named
 from bertfast_export.bundle import record
+from bertfast_export.bundle.companions import disagreements, metadata_of, write_companions, write_tokenizer
 from bertfast_export.bundle.examples import Data
 from bertfast_export.bundle.int8_search import search
 from bertfast_export.bundle.planned import refuse_place
 from bertfast_export.bundle.rejected import write_rejected
 from bertfast_export.bundle.source import Candidate
-from bertfast_export.bundle.triton import write_triton
 from bertfast_export.bundle.verdicts import Say, judge_file, summary
 from bertfast_export.contract import PACKED_FILE, VARIANTS, Options
 from bertfast_export.graphs import Network, fused_graph, packed_graph, portable_graph, save_model
 from bertfast_export.judge import Answers, CheckpointWeights, Evidence, Verdict, checkpoint_hashes, eager_logits, make_cases, write_evidence
 from bertfast_export.runtime import check_onnx, check_wheels
-
-_TRANSFORMERS_JS = "onnx"  # where transformers.js looks
 
 
 def export_bundle(
@@ -78,7 +70,7 @@ def _fill(
     beside: Path, source: Candidate, options: Options, splits: dict[str, EncodedDataset], started: datetime, final: Path, say: Say
 ) -> list[Verdict]:
     """Write, judge and record everything; gives the verdicts."""
-    hashes = checkpoint_hashes(source.folder)
+    hashes, tokenizer_sha256 = checkpoint_hashes(source.folder), write_tokenizer(beside, source)
     network, cases = Network.of(source.model), make_cases(source.bert)
     say(f"asking the eager model: {len(cases)} made-up batches, {sum(len(part) for part in splits.values()):,} examples")
     answers, weights = Answers.of(source.folder, cases), CheckpointWeights.of(source.folder)
@@ -88,7 +80,7 @@ def _fill(
     if source.skipped:
         notes["skipped"] = {VARIANTS.get(name, PACKED_FILE): why for name, why in source.skipped.items()}
     for variant in (*options.variants, *(["packed"] if options.packed else [])):
-        file, metadata = VARIANTS.get(variant, PACKED_FILE), _metadata(source, variant, hashes)
+        file, metadata = VARIANTS.get(variant, PACKED_FILE), metadata_of(source, variant, hashes, tokenizer_sha256)
         if variant in source.skipped:
             say(f"{file}: not written; {source.skipped[variant]}")
             continue
@@ -119,63 +111,10 @@ def _fill(
             raise VerificationError(f"{file}: {verdict.fault}\nNothing was written to {final}; the failing case is in {place}")
         say(f"{file}: passed; {summary(verdict)}")
     write_evidence(beside, cases, answers, evidence)
-    _write_companions(beside, source, options)
+    write_companions(beside, source, options)
+    if faults := disagreements(beside, hashes, source.tokenizer):
+        raise VerificationError(
+            f"{source.folder}: the parts of its bundle do not agree: {'; '.join(faults)}\nNothing was written to {final}"
+        )
     record.write_record(beside, {"name": source.name, "sha256": hashes}, verdicts, notes, started)
     return verdicts
-
-
-def _metadata(source: Candidate, variant: str, hashes: dict[str, str]) -> dict[str, str]:
-    """What the file says of itself, in metadata_props."""
-    tokenizer, pair = source.tokenizer, source.task.is_pair
-    special = {name: getattr(tokenizer, f"{name}_id") for name in ("cls_token", "sep_token", "pad_token")}
-    steps = {
-        "tokenizer": "tokenizer.json",
-        "texts": "a pair: [CLS] a [SEP] b [SEP], b and its [SEP] in segment 1" if pair else "one text: [CLS] a [SEP]",
-        "truncation": "longest first" if pair else "of the one text",
-        "truncation_side": tokenizer.truncation_side,
-        "padding": f"any, masked by attention_mask 0; positions count columns, and {_pooled(source)}",
-        **special,
-    }
-    return {
-        "task": "text-regression" if source.task.is_regression else "text-classification",
-        "labels": json.dumps(source.labels(), ensure_ascii=False),
-        "max_sequence_length": str(source.max_sequence_length),
-        "preprocessing": json.dumps(steps, ensure_ascii=False),
-        "variant": variant,
-        "bertfast": __version__,
-        "checkpoint_sha256": json.dumps(hashes),
-    }
-
-
-def _pooled(source: Candidate) -> str:
-    return "the first column is pooled" if source.head.is_plain else f"the head reads {source.head.describe()}"
-
-
-def _write_companions(beside: Path, source: Candidate, options: Options) -> None:
-    """config.json, the tokenizer, bertfast.json, and the models where transformers.js or Triton look for them."""
-    config = BertConfig.from_dict(source.bert.to_dict())
-    config.architectures = ["BertForSequenceClassification"]
-    config.save_pretrained(beside)
-    source.tokenizer.model_max_length = source.max_sequence_length
-    source.tokenizer.save_pretrained(beside)
-    described = {
-        "name": source.task.name,
-        "text_columns": source.task.text_columns,
-        "label_column": source.task.label_column,
-        "label_names": source.task.label_names,
-        "metric": source.task.main_metric,
-    }
-    named_task = source.block.task if source.block else None
-    task = named_task if isinstance(named_task, str) else described
-    block = {"task": task, "model": {"checkpoint": source.name}, "eval_input": {"max_sequence_length": source.max_sequence_length}}
-    write_json(beside / MODEL_CONFIG_FILE, {"bertfast": block})
-    if options.layout == "triton":
-        write_triton(beside, source, options)
-        return
-    folder = beside / _TRANSFORMERS_JS
-    folder.mkdir()
-    for file in sorted(beside.glob("model*.onnx*")):
-        try:
-            os.link(file, folder / file.name)
-        except OSError:  # a file system without hard links
-            shutil.copy2(file, folder / file.name)

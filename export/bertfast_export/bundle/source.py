@@ -11,8 +11,9 @@ from bertfast.reporting import MODEL_CONFIG_FILE
 from bertfast.storage import named
 from bertfast.tasks import Task, get_task
 from bertfast.weights import classes_of, load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
+from bertfast.wording import counted
 from bertfast_export.bundle.planned import refuse_head, refuse_truncation
-from bertfast_export.contract import Options, skipped_variants
+from bertfast_export.contract import TOKENIZER_FILE, Options, skipped_variants
 
 
 class Candidate:
@@ -40,10 +41,34 @@ class Candidate:
         self.max_sequence_length = options.max_sequence_length or min(configured or positions, positions)
         if self.max_sequence_length > positions:
             raise ConfigError(f"max_sequence_length = {self.max_sequence_length}, but the model has {positions} positions")
+        self._refuse_tokenizer()
 
     def labels(self) -> list[str]:
         """The classes' names in order; of a regression, none."""
         return [] if self.task.is_regression else list(classes_of(self.bert))
+
+    def _refuse_tokenizer(self) -> None:
+        """Raise for a tokenizer that the clients of a bundle cannot have, or whose tokens the model cannot take."""
+        tokenizer, is_pair = self.tokenizer, self.task.is_pair
+        if not tokenizer.is_fast:
+            raise CheckpointError(
+                f"{self.folder}: its tokenizer ({type(tokenizer).__name__}) has no {TOKENIZER_FILE}, which the clients of a bundle read; it cannot be exported"
+            )
+        if tokenizer.split_special_tokens:
+            raise CheckpointError(
+                f"{self.folder}: split_special_tokens in its tokenizer_config.json: those who use a bundle read [SEP] in a text as that token, and would "
+                "give other answers; take it out and train again, or do not export it"
+            )
+        example = ("a", "a") if is_pair else ("a",)
+        tokens = tokenizer(*example, return_token_type_ids=True)
+        segment, segments = max(tokens["token_type_ids"]), self.bert.type_vocab_size
+        if segment >= segments:
+            what = f"{'the second text of a pair' if is_pair else 'a text'} is of segment {segment} by the tokenizer"
+            remedy = "export it without --pairs, for single texts" if is_pair else "name the checkpoint's own tokenizer"
+            raise CheckpointError(f"{self.folder}: {what}, and the model has {counted(segments, 'segment')} (type_vocab_size); {remedy}")
+        special = len(tokens["input_ids"]) - len(example)
+        if self.max_sequence_length < special:
+            raise ConfigError(f"max_sequence_length = {self.max_sequence_length}: the special tokens alone are {special}; give more")
 
 
 def _task_of_labels(bert: BertConfig, is_pair: bool) -> Task:

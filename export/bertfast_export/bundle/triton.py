@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bertfast_export.contract import Options
 
 _PREFERENCE = ("model_optimized.onnx", "model.onnx", "model_quantized.onnx", "model_fp16.onnx", "model_packed.onnx")
-_LABELS = "labels.txt"
+LABELS_FILE = "labels.txt"
 _CONFIG = """name: "{name}"
 platform: "onnxruntime_onnx"
 max_batch_size: {max_batch_size}
@@ -47,8 +47,8 @@ def write_triton(folder: Path, source: Candidate, options: Options, max_batch_si
         shutil.move(file, place / file.name)
         labels = source.labels()
         if labels:
-            with replacing(place.parent / _LABELS) as lines:
-                lines.write("\n".join(label.replace("\n", " ") for label in labels) + "\n")
+            with replacing(place.parent / LABELS_FILE) as lines:
+                lines.write("\n".join(map(in_a_line, labels)) + "\n")
         kind = "TYPE_INT32" if options.integers == "int32" else "TYPE_INT64"
         inputs = [f"  {{ name: {json.dumps(name)} data_type: {kind} dims: [ -1 ] }}" for name in _inputs()]
         with replacing(place.parent / "config.pbtxt") as config:
@@ -58,11 +58,16 @@ def write_triton(folder: Path, source: Candidate, options: Options, max_batch_si
                     max_batch_size=max_batch_size,
                     inputs=",\n".join(inputs),
                     num_labels=source.bert.num_labels,
-                    labels=f' label_filename: "{_LABELS}"' if labels else "",
+                    labels=f' label_filename: "{LABELS_FILE}"' if labels else "",
                     kind="KIND_GPU" if file.name in ("model_fp16.onnx", "model_packed.onnx") else "KIND_CPU",
                 )
                 + f'default_model_filename: "{file.name}"\n'
             )
+
+
+def in_a_line(label: str) -> str:
+    """A label as LABELS_FILE can hold it: Triton ends it where a line ends."""
+    return label.replace("\n", " ").replace("\r", " ")
 
 
 def _inputs() -> tuple[str, ...]:

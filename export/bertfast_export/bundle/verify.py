@@ -10,6 +10,7 @@ from bertfast.storage import folders, named
 from bertfast.tasks import get_task
 from bertfast.weights import load_tokenizer, read_config, task_of_model
 from bertfast_export.bundle import record
+from bertfast_export.bundle.companions import disagreements
 from bertfast_export.bundle.examples import Data
 from bertfast_export.bundle.record import bundle_block
 from bertfast_export.bundle.source import Candidate
@@ -27,7 +28,7 @@ def verify_bundle(
     checkpoint_path: the checkpoint of the export, to ask it anew; left out, its recorded answers count.
 
     Raises:
-        VerificationError: a file has changed, or is out of budget.
+        VerificationError: a file has changed, says what another contradicts, or is out of budget.
         ExportError: no bundle is there, or the checkpoint or the data are not those of the export.
     """
     check_onnx()
@@ -43,6 +44,8 @@ def verify_bundle(
         if checkpoint_hashes(source.folder) != noted["checkpoint"]["sha256"]:
             raise ExportError(f"{source.folder}: not the checkpoint that {path} was made from: its files have other SHA-256s")
         answers = Answers.of(source.folder, kept.cases)
+    if faults := disagreements(path, noted["checkpoint"]["sha256"], source and source.tokenizer):
+        raise VerificationError(f"{path}: its parts do not agree: {'; '.join(faults)}. Export it again")
     evidence = _evidence_again(path, kept, source, data)
     verdicts = []
     checkpoint_weights = [CheckpointWeights.of(source.folder)] if source is not None else []

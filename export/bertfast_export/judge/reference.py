@@ -128,7 +128,7 @@ class Answers:
         """
         exact, rounded = (_ask(eager_of(folder, dtype), cases) for dtype in (torch.float64, torch.float32))
         for case, *logits in zip(cases, exact, rounded, strict=True):
-            for row in np.flatnonzero(~np.isfinite(np.hstack(logits)).all(axis=1)):
+            for row in np.flatnonzero(~np.isfinite(np.hstack(logits)).all(axis=1)).tolist():
                 raise CheckpointError(
                     f"{folder}: transformers' own logits are not finite for {case.where(int(row))}; a weight of the checkpoint is not a number, "
                     "or too large: take an earlier checkpoint, or train again in bf16 or fp32"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import BertConfig
 
 from bertfast.config import BertfastConfig, TaskConfig, load_config
-from bertfast.errors import ConfigError
+from bertfast.errors import CheckpointError, ConfigError
 from bertfast.model import BertClassifier, check_trained, head_of
 from bertfast.reporting import MODEL_CONFIG_FILE
 from bertfast.storage import named

@@ -21,7 +21,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from bertfast.cli.entry import main
-from bertfast_export import OnnxClassifier
+from bertfast_export import OnnxClassifier, Options, export_bundle
+from bertfast_export.bundle.source import Candidate
 
 TEXTS = [" ".join(WORDS[(7 * index + place) % len(WORDS)] for place in range(3 * index + 1)) for index in range(6)]
 
@@ -87,6 +88,89 @@ def test_node_gives_the_same_answers(file, dtype, variant, modules, bundle, tmp_
         scores = {item["label"]: item["score"] for item in answer}
         assert answer[0]["label"] == prediction.label and scores.keys() == set(LABELS)
         assert scores == pytest.approx(prediction.probabilities, abs=1e-4)
+
+
+def documented(language: str, heading: str) -> str:
+    """The fenced block of a language under a heading of docs/deploy.md, the last one: what a reader copies."""
+    section = (ROOT / "docs" / "deploy.md").read_text().split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return section.rpartition(f"```{language}\n")[2].partition("\n```")[0]
+
+
+LONG = ["the Dog sleeps and " * 20, "", "a good film", "he was very dull " * 30, "she runs"]
+OTHERS = ["", "a fine cat " * 25, "the film is not bad", "he was very great " * 30, "the cat"]
+KINDS = {
+    "pairs": {"is_pair": True},
+    "pairs-cut-at-their-beginning": {"is_pair": True, "side": "left"},
+    "long-texts": {},
+    "regression": {"num_labels": 1},
+}
+
+
+def bundle_of_a_kind(folder: Path, is_pair: bool = False, side: str = "right", num_labels: int = 3) -> Path:
+    """A bundle that is cut at 31 tokens, as `folder`/mnli: an odd room for pairs, and an even one for texts."""
+    from transformers import AutoTokenizer
+
+    model = write_classifier(folder / "model", num_labels=num_labels, max_position_embeddings=40)
+    AutoTokenizer.from_pretrained(model, truncation_side=side).save_pretrained(model)
+    options = Options(("portable",), max_sequence_length=31)
+    source = Candidate(str(model), options, is_pair=is_pair)
+    export_bundle(str(model), str(folder / "mnli"), options, source=source, say=lambda line: None)
+    return folder / "mnli"
+
+
+def eager_answers(folder: Path, texts: list[str], pairs: list[str] | None) -> np.ndarray:
+    """Logits [n, C] of transformers' own model and tokenizer, one text at a time."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    rows = []
+    for row, text in enumerate(texts):
+        features = tokenizer([text], None if pairs is None else [pairs[row]], truncation=True, max_length=31, return_tensors="pt")
+        with torch.inference_mode():
+            rows.append(model(**features).logits[0].double().numpy())
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_documented_code_for_node(kind, modules, tmp_path):
+    bundle_of_a_kind(tmp_path, **KINDS[kind])
+    pairs = OTHERS if KINDS[kind].get("is_pair") else None
+    code = (
+        documented("js", "Node")
+        .replace('localModelPath = "bundles"', f"localModelPath = {json.dumps(str(tmp_path))}")
+        .replace('"q8"', '"fp32"')
+    )
+    code = (
+        code.rpartition("console.log(")[0]
+        + f"console.log(JSON.stringify(await predict(...{json.dumps([LONG, pairs] if pairs else [LONG])})));"
+    )
+    (tmp_path / "client.mjs").write_text(code)
+    (tmp_path / "node_modules").symlink_to(modules / "node_modules")
+    done = subprocess.run(["node", str(tmp_path / "client.mjs")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    given, logits = json.loads(done.stdout.splitlines()[-1]), eager_answers(tmp_path / "model", LONG, pairs)
+    if logits.shape[1] == 1:
+        assert [answer["score"] for answer in given] == pytest.approx(logits[:, 0].tolist(), abs=1e-4)
+        return
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    assert [answer["label"] for answer in given] == [LABELS[index] for index in logits.argmax(axis=1)]
+    found = [[answer["probabilities"][name] for name in LABELS] for answer in given]
+    assert np.abs(np.array(found) - powers / powers.sum(axis=1, keepdims=True)).max() <= 1e-4
+    assert all(answer["score"] == max(answer["probabilities"].values()) for answer in given)
+
+
+def test_the_documented_code_for_optimum(optimum, tmp_path):
+    bundle_of_a_kind(tmp_path, is_pair=True)
+    code = documented("python", "Python").replace('"bundles/mnli"', json.dumps(str(tmp_path / "mnli")))
+    code = code.replace('texts, pairs = ["A man plays a guitar."], ["A man makes music."]', f"texts, pairs = {LONG!r}, {OTHERS!r}")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([optimum, "-c", f"{code}\nprint(logits.tolist())"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    labels, logits = done.stdout.splitlines()[-2:]
+    expected = eager_answers(tmp_path / "model", LONG, OTHERS)
+    assert np.abs(np.array(json.loads(logits)) - expected).max() <= 5e-5
+    assert labels == str([LABELS[index] for index in expected.argmax(axis=1)])
 
 
 def test_optimum_gives_the_same_answers(optimum, bundle):

@@ -15,7 +15,7 @@ from bertfast.config import BertfastConfig, load_config
 from bertfast.errors import ExportError
 from bertfast.reporting import MODEL_CONFIG_FILE
 from bertfast.storage import replacing, write_json
-from bertfast_export.contract import PAGE_FILE, RECORD_FILE, no_bundle
+from bertfast_export.contract import PAGE_FILE, RECORD_FILE, RUNTIMES, no_bundle
 from bertfast_export.judge import Verdict
 from bertfast_export.runtime import sha256_of
 
@@ -37,6 +37,7 @@ def write_record(folder: Path, checkpoint: dict[str, Any], verdicts: Sequence[Ve
         "versions": versions(),
         "machine": {"platform": platform.platform(), "processor": _processor(), "provider": "CPUExecutionProvider"},
         "files": hashes_of(folder),
+        "runtimes": {verdict.file: RUNTIMES[verdict.file] for verdict in verdicts},
         "verdicts": {verdict.file: verdict.to_dict() for verdict in verdicts},
         **notes,
     }
@@ -107,6 +108,7 @@ def page(record: dict[str, Any]) -> list[str]:
         cells = [name, "passed" if verdict["passed"] else "FAILED", f"{grid.get('largest_logit_difference', float('nan')):.2g}"]
         cells += [f"{verdict['budget']['logits']:g}", f"{grid.get('times_eager_float32_error', float('nan')):.2g}"]
         lines.append("| " + " | ".join([*cells, grid.get("int32_inputs", "not asked"), _weights(verdict)]) + " |")
+    lines += ["", *[f"{name} is for {whom}." for name, whom in record.get("runtimes", {}).items()]]
     lines += ["", *[f"{name}: {said}." for name, verdict in record["verdicts"].items() if (said := verdict["grid"].get("run_by"))]]
     lines += [f"{name}: not written; {why}." for name, why in record.get("skipped", {}).items()]
     lines += ["", "| file | data | examples | same answer | largest logit difference | metric, eager | metric, file |"]

@@ -90,6 +90,8 @@ def test_the_record(made):
         assert record["verdicts"][name]["data"]["dev"]["agreement"] == 1.0
     assert record["int8_search"]["tried"][-1]["agreement"] >= 0.99
     page = (made / "bundle" / "verification.md").read_text()
+    assert record["runtimes"].keys() == set(FILES) and all(f"{name} is for {whom}." in page for name, whom in record["runtimes"].items())
+    assert "INFERENCE_PRECISION_HINT=f32" in record["runtimes"]["model.onnx"]
     assert all(name in page for name in FILES) and record["files"]["model.onnx"] in page
 
 

@@ -41,6 +41,7 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 _SERVER_LENGTH = "sentence_bert_config.json"
 _SPECIAL = ("cls_token", "sep_token", "pad_token")
 _SHOWN = 80  # characters of a value, in a message
+_WORDS = 12  # of the vocabulary, that tokenizers are asked of
 _CUT = {"strategy": "LongestFirst", "stride": 0}
 # transformers' problem_type, by whether it is a regression
 _KINDS: dict[bool, Literal["regression", "single_label_classification"]] = {True: "regression", False: "single_label_classification"}
@@ -243,23 +244,32 @@ def _read_otherwise(folder: Path, tokenizer: Any) -> Iterator[str]:
     if length > config.max_position_embeddings:
         yield f"the longest sequence: {length} in {MODEL_CONFIG_FILE}, but {config.max_position_embeddings} positions in config.json"
         return
-    texts, pairs = list(_PROBES), _PROBES[::-1] if is_pair else None
     loaded, alone = load_tokenizer(folder, config), Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    words = [word for word in sorted(alone.get_vocab()) if word.isalpha()][:_WORDS]
+    texts = [
+        *_PROBES,
+        " ".join(words),
+        " ".join(word.swapcase() for word in words),
+    ]  # words that are known, and in the other case may not be
+    pairs = texts[::-1] if is_pair else None
     ways: dict[str, list[tuple[list[int], list[int]]]] = {}
     if alone.truncation is not None:
         encodings = alone.encode_batch(texts if pairs is None else list(zip(texts, pairs, strict=True)))
         ways[f"by {TOKENIZER_FILE} alone"] = [(encoding.ids, encoding.type_ids) for encoding in encodings]
-    features = loaded(texts, None if pairs is None else list(pairs), truncation=True)
+    features = loaded(texts, pairs, truncation=True)
     segments = features.get("token_type_ids") or [[0] * len(ids) for ids in features["input_ids"]]  # what a client gives that has none
     ways[f"by {_TOKENIZER_CONFIG}, as transformers reads it"] = list(zip(features["input_ids"], segments, strict=True))
     cut_left = loaded.truncation_side == "left"
     if tokenizer is not None:
         ways["by the checkpoint's tokenizer"] = _cut_rows(copy.deepcopy(tokenizer.backend_tokenizer), length, cut_left, texts, pairs)
     rows = _cut_rows(alone, length, cut_left, texts, pairs)
+    asked = [
+        " with ".join(repr(text[:40]) for text in parts) for parts in (zip(texts) if pairs is None else zip(texts, pairs, strict=True))
+    ]
     for way, others in ways.items():
-        for text, right, given in zip(texts, rows, others, strict=True):
+        for example, right, given in zip(asked, rows, others, strict=True):
             if right != given:
-                yield f"the tokens of {text[:40]!r}: {_shown(right)} in OnnxClassifier, but {_shown(given)} {way}"
+                yield f"the tokens of {example}: {_shown(right)} in OnnxClassifier, but {_shown(given)} {way}"
                 break
     if (segment := max(max(kinds) for _, kinds in rows)) >= config.type_vocab_size:
         yield f"segments: {segment} by {TOKENIZER_FILE}, but type_vocab_size is {config.type_vocab_size} in config.json"

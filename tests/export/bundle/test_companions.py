@@ -200,6 +200,10 @@ SPOILT = {
         edit("tokenizer_config.json", model_input_names=["input_ids"]),
         r"the tokens of .* in OnnxClassifier, but .* as transformers",
     ),
+    "case-kept": (
+        edit("tokenizer_config.json", do_lower_case=False),
+        r"the tokens of '' with 'A AND BAD .* in OnnxClassifier, but .* as transformers",
+    ),
     "not-json": (
         lambda bundle, other: (bundle / "tokenizer_config.json").write_text("{"),
         r"one of its parts cannot be read \(JSONDecodeError: ",

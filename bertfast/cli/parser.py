@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from bertfast import __version__
 from bertfast.cli.flags import COMMANDS, DEVICES, EXPORT_COMMANDS, EXPORT_FLAGS, FLAGS, LAUNCHED, MODES, WITH_CONFIG, Flag
+from bertfast.config import meaning
 from bertfast.errors import ConfigError
 from bertfast.wording import listed, nearest
 
@@ -159,5 +160,12 @@ def _unknown(word: str, parser: _Parser) -> str:
     elsewhere = dict.fromkeys(command for flag in (*FLAGS, *EXPORT_FLAGS) if name in flag.names for command in flag.commands)
     if elsewhere:
         return f"unknown flag {name}: it is for {' and '.join(elsewhere)}"
+    word = name.lstrip("-").replace("-", "_")
+    places, why = ([], "") if f"--{word}" in known else meaning(word)
+    if why:
+        return f"unknown flag {name}; bertfast has none: {why}"
+    if places:
+        flags = {flag.key: flag.names[0] for flag in parser.flags}
+        return f"unknown flag {name}; give {' or '.join(flags.get(place, f'--set {place}=VALUE') for place in places)}"
     near = nearest(name, known)
     return f"unknown flag {name}; " + (f"did you mean {near}?" if near else f"known flags: {listed(known)}")

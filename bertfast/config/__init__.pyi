@@ -34,3 +34,4 @@ from .resolve import resolve_warmup_steps as resolve_warmup_steps
 from .schema import BertfastConfig as BertfastConfig
 from .schema import Config as Config
 from .schema import Zero as Zero
+from .unknown import meaning as meaning

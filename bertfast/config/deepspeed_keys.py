@@ -16,8 +16,8 @@ from typing import Any
 from bertfast.config.optimizers import check_optimizer_block, check_scheduler_block
 from bertfast.config.places import Source, at, check_keys, keys, shown
 from bertfast.config.refused_keys import check_refused
+from bertfast.config.unknown import unknown_key
 from bertfast.errors import ConfigError
-from bertfast.wording import unknown_key
 
 TOP_LEVEL_KEYS = keys(
     """

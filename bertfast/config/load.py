@@ -13,8 +13,9 @@ from bertfast.config.blocks import Block
 from bertfast.config.deepspeed_keys import check_deepspeed
 from bertfast.config.files import find_config, parse_value, read_json_or_yaml, without_nulls
 from bertfast.config.schema import BertfastConfig, Config
+from bertfast.config.unknown import unknown_key
 from bertfast.errors import ConfigError
-from bertfast.wording import listed, unknown_key
+from bertfast.wording import listed
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Collection
 from typing import Any
 
+from bertfast.config.unknown import unknown_key
 from bertfast.errors import ConfigError
-from bertfast.wording import listed, unknown_key
+from bertfast.wording import listed
 
 Source = Callable[[str], str]  # a dotted place -> where the value there came from: the file, or a flag
 

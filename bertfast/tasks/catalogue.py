@@ -19,7 +19,7 @@ def get_task(task: str | TaskConfig | Task) -> Task:
     if isinstance(task, TaskConfig):
         return _own_task(task)
     if task not in TASKS:
-        hint = did_you_mean(task.replace("-", ""), TASKS, f"known tasks: {', '.join(TASKS)}", cutoff=0.5)
+        hint = did_you_mean(task.replace("-", ""), TASKS, f"known tasks: {', '.join(TASKS)}")
         own = "for data of your own, make it a block with text_columns and label_column"
         raise ConfigError(f"bertfast.task = {task!r}: no such task; {hint} ({own})")
     return TASKS[task]

@@ -1,9 +1,11 @@
-"""Config files: where a name is looked for, and JSON and YAML read strictly, so that nothing in them is passed over."""
+"""Config files: where a name is looked for, and JSON and YAML read strictly, so that nothing in them is passed over; and what Python gives in their place."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -111,3 +113,43 @@ def parse_value(text: str) -> Any:
 def without_nulls(block: dict[str, Any]) -> dict[str, Any]:
     """A block of a config without the keys that are null, in the blocks within it too."""
     return {key: without_nulls(value) if isinstance(value, dict) else value for key, value in block.items() if value is not None}
+
+
+def plain(value: Any, place: str = "") -> Any:
+    """A copy of a dictionary as JSON would hold it: paths become strings, tuples lists, and numpy's numbers Python's.
+
+    Raises:
+        ConfigError: naming the key that holds something else, such as a table.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(part, f"{place}.{key}" if place else str(key)) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part, f"{place}.{index}") for index, part in enumerate(value)]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    remedy = (
+        "write it to a file, and give its path"
+        if hasattr(value, "shape")
+        else "give a string, a number, true or false, a list or a dictionary"
+    )
+    raise ConfigError(f"config: {place} is of type {type(value).__name__}, which a config cannot hold; {remedy}")
+
+
+def listed_overrides(overrides: Any, flag: str) -> list[str]:
+    """Overrides as a list of `key.path=value`.
+
+    Raises:
+        ConfigError: one that is no string.
+    """
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(plain(value, str(key)))}" for key, value in overrides.items()]
+    given = [overrides] if isinstance(overrides, str) else overrides or []
+    found = list(given) if isinstance(given, Iterable) else [given]
+    for one in found:
+        if not isinstance(one, str):
+            raise ConfigError(f"{flag} {one!r}: write it as a string, key.path=value, for example 'bertfast.train_input.batch_size=64'")
+    return found

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from typing import get_args, get_origin
 
 from pydantic import BaseModel
 
 from bertfast.config.schema import BertfastConfig
-from bertfast.wording import did_you_mean, listed
+from bertfast.wording import did_you_mean, listed, nearest
 
 _RATE, _LENGTH = "optimizer.params.lr", "bertfast.train_input.max_sequence_length"
 _ADAPTERS = "bertfast trains whole weights; bertfast.optimization.frozen_layers trains fewer of them"
@@ -122,11 +123,14 @@ NONE = {
 
 def unknown_key(source: Callable[[str], str], key: str, place: str, known: Collection[str]) -> str:
     """The message for a key of a config that nobody knows. source: where the value at a dotted key came from; place: the dotted block."""
-    places, why = meaning(key)
-    hint = f"bertfast has none: {why}" if why else f"it is called {' or '.join(places)} here"
-    where = f"in {place}" if place else "at the top level"
-    if not why and not places:
-        hint = did_you_mean(key, known, f"known keys: {listed(known)}")
+    where, (places, why) = f"in {place}" if place else "at the top level", meaning(key)
+    near = nearest(key, known)
+    if why:
+        hint = f"bertfast has none: {why}"
+    elif places and (near is None or key.lower() in KEYS):
+        hint = f"it is called {' or '.join(places)} here"
+    else:
+        hint = did_you_mean(key, known, f"known keys: {listed(known)}") + (f" Or {' or '.join(places)}?" if places else "")
     return f"{source(f'{place}.{key}' if place else key)}: unknown key {key!r} {where}; {hint}"
 
 
@@ -142,6 +146,6 @@ def own_places(block: type[BaseModel] = BertfastConfig, place: str = "bertfast")
     """Every key of the `bertfast` block, dotted; what stands in a list of blocks is left out."""
     for name, field in block.model_fields.items():
         yield f"{place}.{name}"
-        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(part, type) and issubclass(part, BaseModel) and name != "multitask":
+        for part in (field.annotation, *(() if get_origin(field.annotation) is tuple else get_args(field.annotation))):
+            if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from own_places(part, f"{place}.{name}")

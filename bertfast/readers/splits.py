@@ -16,7 +16,7 @@ from bertfast.config import InputConfig, TaskConfig
 from bertfast.errors import DataError
 from bertfast.readers.arrow import number_array, text_array
 from bertfast.readers.labels import LabelTable
-from bertfast.readers.rows import Source, needs_labels, place
+from bertfast.readers.rows import Source, needs_labels, not_a_text, place
 from bertfast.readers.sources import find_source
 from bertfast.tasks import Task, get_task
 
@@ -71,7 +71,7 @@ class RawSplit:
 
         Raises:
             DataError: where the columns are not of one length, the task wants a pair and got none (or the other way round), or a text is
-                none that UTF-8 can write.
+                no string, or none that UTF-8 can write.
         """
         if task.is_pair != (text_b is not None):
             wanted = "pairs of texts" if task.is_pair else "single texts"
@@ -83,6 +83,10 @@ class RawSplit:
                 f"{source}: the texts and labels have {' and '.join(map(str, sorted(sizes)))} rows; there must be as many of each"
             )
         lines = np.arange(1, len(text_a) + 1, dtype=np.int32)
+        for name, column in zip(task.text_columns, columns, strict=True):
+            for row, text in enumerate(column, 1):
+                if not isinstance(text, str):
+                    raise DataError(not_a_text(text, f"{source}, line {row}", name))
         texts = [_text_column([_checked(list(column), source, "line", lines, None)]) for column in columns]
         digest = hashlib.sha256()
         for column in (*columns, [] if labels is None else np.asarray(labels).tolist()):

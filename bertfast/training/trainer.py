@@ -6,6 +6,7 @@ number of examples in the global batch, so the gradient does not depend on how t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import torch
 
-from bertfast.config import Config, resolve_batch_sizes, resolve_precision
+from bertfast.config import Config, load_config, resolve_batch_sizes, resolve_precision
 from bertfast.data import EncodedDataset
 from bertfast.engine import Capture, rates_by_part, start_ranks
+from bertfast.errors import ConfigError, DataError
 from bertfast.packing import PackedBatch
 from bertfast.reporting import Progress, RunProfiler, StartupClock, run_facts
 from bertfast.storage import alone_in
@@ -43,7 +45,7 @@ class Trainer:
     What is learned is the config's own: one task, several with a `multitask` block, or masked words (see `bertfast.training.objectives`).
 
     Args:
-        config: from `load_config`.
+        config: from `load_config`, or what that takes: a config file, or a dictionary.
         device: "cpu", "gpu", or None for a GPU where there is one.
         resume: go on from the newest whole checkpoint of run.model_dir, or from `checkpoint_path`; where there is none yet, begin.
         checkpoint_path: a training checkpoint to resume from; for `evaluate` and `predict`, the model's folder, or a run's.
@@ -53,14 +55,14 @@ class Trainer:
         with_changes: resume even where data or settings are not those that wrote the checkpoint; each change is told.
 
     Raises:
-        ConfigError: the device is not there, or the config asks for what cannot be.
+        ConfigError: the device is not there, or the config is none, or asks for what cannot be.
     """
 
     capture: type[Capture] | None = None  # what records CUDA graphs, where it is not torch
 
     def __init__(
         self,
-        config: Config,
+        config: Config | str | Path | Mapping[str, Any],
         device: str | None = None,
         resume: bool = False,
         checkpoint_path: str | None = None,
@@ -69,6 +71,9 @@ class Trainer:
         pretrains: bool = False,
         with_changes: bool = False,
     ):
+        config = load_config(config)
+        if device not in (None, "cpu", "gpu"):
+            raise ConfigError(f"device = {device!r}: give 'cpu', 'gpu', or None for a GPU where there is one")
         self._settings = config.bertfast.run
         self._model_dir = Path(self._settings.model_dir)
         self._resume, self._with_changes = resume or with_changes, with_changes
@@ -126,7 +131,16 @@ class Trainer:
             return self._objective.evaluate(self._trained_folder, self._precision)
 
     def predict(self, dataset: EncodedDataset | None = None, split: str = "test") -> np.ndarray | None:
-        """Logits [n, C], float32, of every example of `dataset` (else of a split of eval_input), in its order; None on ranks but the first."""
+        """Logits [n, C], float32, of every example of `dataset` (else of a split of eval_input), in its order; None on ranks but the first.
+
+        Raises:
+            DataError: `dataset` is something else, such as a list of texts.
+        """
+        if dataset is not None and not isinstance(dataset, EncodedDataset):
+            raise DataError(
+                f"dataset is of type {type(dataset).__name__}, and not an EncodedDataset, as bertfast.data.encode gives it; for a file of texts, name it as data_file "
+                "of eval_input and leave dataset out, or use bertfast predict --input FILE"
+            )
         with memory_named(smaller_evaluation(self._config)):
             return self._objective.predict(self._trained_folder, self._precision, dataset, split)
 

@@ -7,6 +7,7 @@ Knows tensors by name and no model.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,16 @@ def save_tensors(folder: str | Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def resolve_folder(folder_or_name: str) -> Path:
-    """The local folder that a path or a hub name means; a hub name is downloaded to transformers' own cache."""
+    """The local folder that a path or a hub name means; a hub name is downloaded to transformers' own cache.
+
+    Raises:
+        CheckpointError: there is none, or what was given is no name.
+    """
+    if not isinstance(folder_or_name, str | os.PathLike):
+        given = f"of type {type(folder_or_name).__name__}"
+        raise CheckpointError(
+            f"checkpoint: is {given}; give the path of a model's folder, or its name on the hub (save what is in memory with save_pretrained)"
+        )
     path = Path(folder_or_name).expanduser()
     if path.is_dir():
         for name in ("config.json", OLD_CONFIG_FILE):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,8 @@ class OnnxClassifier:
         """
         from tokenizers import Tokenizer
 
+        if not isinstance(folder, str | os.PathLike):
+            raise ExportError(f"the bundle is of type {type(folder).__name__}; give the path of a folder that bertfast export wrote")
         folder = Path(folder)
         file = _model_file(folder, variant, next(iter(providers or [CPU])))
         session = open_session(file, providers, threads)
@@ -75,7 +78,7 @@ class OnnxClassifier:
         """One answer a text (or pair of texts), in order.
 
         Raises:
-            DataError: texts and text_pairs are not of one length, or are no strings; or pairs of a model of single texts, or single texts of
+            DataError: texts and text_pairs are not of one length, or are no lists of strings; or pairs of a model of single texts, or single texts of
                 one of pairs.
         """
         logits = self.logits(texts, text_pairs, batch_size)
@@ -90,7 +93,9 @@ class OnnxClassifier:
 
     def logits(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None, batch_size: int = _BATCH_SIZE) -> np.ndarray:
         """Logits [n, C], float32, in the order of the texts. Texts of like length share a batch, so that little of it is padding."""
-        _check(texts, text_pairs)
+        texts, text_pairs = _listed("texts", texts), None if text_pairs is None else _listed("text_pairs", text_pairs)
+        if text_pairs is not None and len(text_pairs) != len(texts):
+            raise DataError(f"there are {len(texts)} texts and {len(text_pairs)} text_pairs; give one for each")
         if self.is_pair != (text_pairs is not None):
             raise DataError(_OTHER_TEXTS[self.is_pair])
         size = len(self.labels) or 1
@@ -115,15 +120,29 @@ class OnnxClassifier:
         return self.session.run(["logits"], features)[0]
 
 
-def _check(texts: Sequence[str], text_pairs: Sequence[str] | None) -> None:
-    for name, column in (("texts", texts), ("text_pairs", text_pairs)):
-        if isinstance(column, str):
-            raise DataError(f"{name} is one string; give a list of strings")
-        for index, text in enumerate(column or ()):
-            if not isinstance(text, str):
-                raise DataError(f"{name}[{index}] is {text!r}, where a string should be")
-    if text_pairs is not None and len(text_pairs) != len(texts):
-        raise DataError(f"there are {len(texts)} texts and {len(text_pairs)} text_pairs; give one for each")
+def _listed(name: str, column: Iterable[str]) -> list[str]:
+    """A column of texts, be it a tuple, a pandas Series or a numpy array, as a list.
+
+    Raises:
+        DataError: it is one string, a table or a dictionary, or holds what is no string.
+    """
+    if isinstance(column, str | bytes):
+        raise DataError(f"{name} is one string; give a list of strings")
+    if isinstance(column, Mapping) or hasattr(column, "columns") or not isinstance(column, Iterable):
+        raise DataError(f"{name} is of type {type(column).__name__}; give a list of strings, of a table one column")
+    texts = list(column)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            is_pair = isinstance(text, list | tuple) and len(text) == 2
+            hint = (
+                "; give the second texts of pairs as text_pairs"
+                if is_pair
+                else "; an empty text is ''"
+                if text is None or text != text
+                else ""
+            )
+            raise DataError(f"{name}[{index}] is {text!r}, where a string should be{hint}")
+    return texts
 
 
 def _batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

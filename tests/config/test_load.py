@@ -63,6 +63,33 @@ def test_the_dictionary_given_is_not_changed():
     assert given == BASE
 
 
+def test_what_python_gives_in_the_place_of_a_file(tmp_path):
+    np, pandas = pytest.importorskip("numpy"), pytest.importorskip("pandas")
+    given = {"task": {"text_columns": ("a", "b")}, "model": {"checkpoint": tmp_path}, "run": {"epochs": np.float32(2), "seed": np.int64(7)}}
+    block = load_config({"bertfast": given}).bertfast
+    assert (block.task.text_columns, block.model.checkpoint, block.run.epochs, block.run.seed) == (("a", "b"), str(tmp_path), 2.0, 7)
+    config = load_config({"bertfast": given}, {"bertfast.run.epochs": 3, "optimizer.params.lr": 1e-4})
+    assert config.bertfast.run.epochs == 3 and config.deepspeed == {"optimizer": {"params": {"lr": 1e-4}}}
+    assert load_config(config) is config and load_config(config, "bertfast.run.seed=8").bertfast.run.seed == 8
+    for value, kind in (
+        (pandas.DataFrame({"a": [1]}), "DataFrame, .*write it to a file"),
+        ({1, 2}, "set, .*give a string"),
+        (len, "builtin_function"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^config: bertfast\.train_input\.data_file is of type {kind}"):
+            load_config({"bertfast": {**given, "train_input": {"data_file": value}}})
+
+
+@pytest.mark.parametrize("given", [None, 7, ["a.json"], BASE["bertfast"].items()], ids=["none", "number", "list", "items"])
+def test_what_is_no_config_is_named(given):
+    assert "give the path of a config file, or a dictionary" in message(given)
+
+
+@pytest.mark.parametrize("overrides", [[("bertfast.run.seed", 7)], [7], 7])
+def test_overrides_that_are_no_strings_are_named(overrides):
+    assert "write it as a string, key.path=value" in message(BASE, overrides)
+
+
 def test_the_block_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         load_config(BASE).bertfast.task = "sst2"

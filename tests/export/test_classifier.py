@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas
 import pytest
 
 from tests.support.exported import LABELS, write_classifier, write_config, write_data
@@ -147,12 +148,29 @@ def test_more_texts_than_a_block(classifier, monkeypatch):
         pytest.param("one", None, "texts is one string", id="a-string"),
         pytest.param(["a", 3], None, r"texts\[1\] is 3", id="a-number"),
         pytest.param(["a", "b"], ["c"], "2 texts and 1 text_pairs", id="pairs-missing"),
-        pytest.param(["a"], [None], r"text_pairs\[0\] is None", id="no-pair"),
+        pytest.param(["a"], [None], r"text_pairs\[0\] is None.*an empty text is ''", id="no-pair"),
+        pytest.param(["a", float("nan")], None, r"texts\[1\] is nan.*an empty text is ''", id="a-gap-of-pandas"),
+        pytest.param([("a", "b")], None, r"texts\[0\] is \('a', 'b'\).*as text_pairs", id="pairs-as-tuples"),
+        pytest.param({"text": ["a"]}, None, "texts is of type dict", id="a-dictionary"),
+        pytest.param(pandas.DataFrame({"text": ["a"]}), None, "texts is of type DataFrame.*one column", id="a-table"),
+        pytest.param(7, None, "texts is of type int", id="no-list"),
     ],
 )
 def test_texts_that_are_none(texts, pairs, message, classifier):
     with pytest.raises(DataError, match=message):
         classifier.predict(texts, pairs)
+
+
+@pytest.mark.parametrize("made_of", [tuple, np.array, pandas.Series, iter], ids=["tuple", "array", "series", "iterator"])
+def test_texts_by_any_form(made_of, classifier):
+    logits = classifier.logits(made_of(TEXTS))
+    assert np.array_equal(logits, classifier.logits(TEXTS))
+    assert np.array_equal(classifier.logits(made_of(TEXTS), made_of(TEXTS)), classifier.logits(TEXTS, TEXTS))
+
+
+def test_a_bundle_is_named_by_its_path():
+    with pytest.raises(ExportError, match="the bundle is of type dict; give the path"):
+        OnnxClassifier.from_bundle({})
 
 
 @pytest.mark.parametrize(
@@ -219,8 +237,6 @@ def test_predict_of_standard_input(made, monkeypatch, capfd):
 
 
 def test_predict_by_a_bundle_adds_columns_to_the_input(made, tmp_path, capsys):
-    import pandas
-
     frame = pandas.DataFrame({"id": range(len(TEXTS)), "text": TEXTS, "label": [f'"{text[:3]}"\n' for text in TEXTS]})
     frame.to_csv(tmp_path / "in.csv", index=False)
     arguments = ["predict", "--onnx", str(made / "bundle"), "--input", str(tmp_path / "in.csv"), "--output"]

@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from bertfast import __version__
 from bertfast.cli.flags import COMMANDS, DEVICES, EXPORT_COMMANDS, EXPORT_FLAGS, FLAGS, LAUNCHED, MODES, WITH_CONFIG, Flag
-from bertfast.config import meaning
 from bertfast.errors import ConfigError
 from bertfast.wording import listed, nearest
 
@@ -155,6 +154,8 @@ def _unknown(word: str, parser: _Parser) -> str:
             return f"{word} must stand first, before the flags"
         instead = f"; did you mean --config {word}?" if word.endswith((".json", ".yaml", ".yml")) else ""
         return f"unexpected argument {word!r}{instead}"
+    from bertfast.config import meaning  # and the whole schema with it
+
     name = word.partition("=")[0]
     known = [name for flag in parser.flags for name in flag.names]
     elsewhere = dict.fromkeys(command for flag in (*FLAGS, *EXPORT_FLAGS) if name in flag.names for command in flag.commands)

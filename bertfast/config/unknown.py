@@ -125,10 +125,13 @@ def unknown_key(source: Callable[[str], str], key: str, place: str, known: Colle
     """The message for a key of a config that nobody knows. source: where the value at a dotted key came from; place: the dotted block."""
     where, (places, why) = f"in {place}" if place else "at the top level", meaning(key)
     near = nearest(key, known)
+    others = f"it is a key of {' and of '.join(other.rpartition('.')[0] for other in places)}"
     if why:
         hint = f"bertfast has none: {why}"
-    elif places and (near is None or key.lower() in KEYS):
-        hint = f"it is called {' or '.join(places)} here"
+    elif places and key.lower().replace("-", "_") in KEYS:
+        hint = f"it is called {places[0]} here"
+    elif places and near is None:
+        hint = f"known keys: {listed(known)}; {others}" if place else others
     else:
         hint = did_you_mean(key, known, f"known keys: {listed(known)}") + (f" Or {' or '.join(places)}?" if places else "")
     return f"{source(f'{place}.{key}' if place else key)}: unknown key {key!r} {where}; {hint}"

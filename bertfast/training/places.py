@@ -37,7 +37,7 @@ def check_places(config: Config) -> None:
 def refuse_replacing(where: str, read: Iterable[tuple[str, str]], whole: Iterable[Path], files: Iterable[Path]) -> None:
     """Raise ConfigError where one of the inputs, (what it is, path), lies in a folder that is replaced whole, or is one of the files that are written.
     where: begins the message."""
-    whole, files = list(whole), list(files)
+    whole, files = [folder for folder in whole if folder.is_dir()], list(files)
     for what, place in read:
         lost = next((folder for folder in whole if Path(place).exists() and lies_in(place, folder)), None)
         lost = lost or next((file for file in files if overwritten(file, [place] if Path(place).is_file() else [])), None)

@@ -68,9 +68,9 @@ def test_keys_named_as_a_remedy_are_there():
 @pytest.mark.parametrize(
     "given, hint",
     [
-        pytest.param("epochs", "it is called bertfast.run.epochs here", id="at-the-top"),
-        pytest.param("bertfast.batch_size", "bertfast.train_input.batch_size or bertfast.eval_input.batch_size here", id="in-two-blocks"),
-        pytest.param("bertfast.model.seed", "it is called bertfast.run.seed here", id="in-another-block"),
+        pytest.param("epochs", "at the top level; it is a key of bertfast.run", id="at-the-top"),
+        pytest.param("bertfast.batch_size", "it is a key of bertfast.train_input and of bertfast.eval_input", id="in-two-blocks"),
+        pytest.param("bertfast.model.seed", "it is a key of bertfast.run", id="in-another-block"),
         pytest.param("bertfast.run.Learning-Rate", "it is called optimizer.params.lr here", id="other-spelling"),
         pytest.param("bertfast.run.epoch", "did you mean 'epochs'?", id="a-slip"),
         pytest.param("bertfast.run.colour", "known keys: cuda_graphs", id="unheard-of"),

@@ -77,7 +77,7 @@ def test_a_run_with_it_has_the_losses_of_one_without(tmp_path, monkeypatch):
 
 
 def test_another_kind_is_refused():
-    with pytest.raises(ConfigError, match=r"gradient_checkpointing = \"all\": Input should be False or 'selective'"):
+    with pytest.raises(ConfigError, match=r"gradient_checkpointing = \"all\": it must be false or 'selective'"):
         load_config({"bertfast": {"task": "sst2", "model": {"checkpoint": "bert", "gradient_checkpointing": "all"}}})
 
 

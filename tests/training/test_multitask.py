@@ -303,7 +303,9 @@ CONFIGS = [
     pytest.param(lambda block, tasks: tasks[1].update(batch_size=3), "unknown key 'batch_size' in bertfast.multitask.tasks.1", id="key"),
     pytest.param(lambda block, tasks: tasks[0]["train_input"].update(planner="tokens"), "'planner' in .*tasks.0.train_input", id="planner"),
     pytest.param(lambda block, tasks: tasks[0]["task"].pop("text_columns"), "tasks.0.task.text_columns is missing", id="columns"),
-    pytest.param(lambda block, tasks: block["multitask"].update(sampling="sqrt"), 'sampling = "sqrt": Input should be', id="sampling"),
+    pytest.param(
+        lambda block, tasks: block["multitask"].update(sampling="sqrt"), "sampling = \"sqrt\": it must be 'proportional'", id="sampling"
+    ),
     pytest.param(lambda block, tasks: tasks[1]["task"].update(name="verdict"), "holds 'verdict' twice", id="a-name-twice"),
     pytest.param(lambda block, tasks: tasks[1]["task"].update(name="a/b"), "'a/b' is to be a folder's name", id="a-name-with-a-slash"),
     pytest.param(lambda block, tasks: [tasks.pop(), tasks.pop()], "tasks holds 1; name two or more", id="one-task"),

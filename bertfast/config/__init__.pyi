@@ -13,12 +13,12 @@ from .blocks import RunConfig as RunConfig
 from .blocks import TaskConfig as TaskConfig
 from .blocks import TextInput as TextInput
 from .blocks import TruncationConfig as TruncationConfig
-from .deepspeed_keys import check_monitors as check_monitors
+from .deepspeed.keys import check_monitors as check_monitors
+from .deepspeed.optimizers import is_own_adamw as is_own_adamw
 from .files import find_config as find_config
 from .files import read_json_or_yaml as read_json_or_yaml
 from .load import load_config as load_config
 from .multitask import MultitaskConfig as MultitaskConfig
-from .optimizers import is_own_adamw as is_own_adamw
 from .per_task import configs_of as configs_of
 from .per_task import exported_blocks as exported_blocks
 from .per_task import refuse_several as refuse_several

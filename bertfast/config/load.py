@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bertfast.config.deepspeed_keys import check_deepspeed
+from bertfast.config.deepspeed.keys import check_deepspeed
 from bertfast.config.faults import explained
 from bertfast.config.files import find_config, listed_overrides, parse_value, plain, read_json_or_yaml, without_nulls
 from bertfast.config.schema import BertfastConfig, Config

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bertfast.config.blocks import OptimizationConfig
-from bertfast.config.optimizers import optimizer_type
+from bertfast.config.deepspeed.optimizers import optimizer_type
 from bertfast.config.schema import BertfastConfig, Config
 from bertfast.errors import ConfigError
 

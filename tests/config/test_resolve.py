@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bertfast.cli.parser import overrides, parse_command
-from bertfast.config.deepspeed_keys import TOP_LEVEL_KEYS
+from bertfast.config.deepspeed.keys import TOP_LEVEL_KEYS
 from bertfast.config.files import read_json_or_yaml
 from bertfast.config.load import load_config
 from bertfast.config.resolve import BatchSizes, check_optimizer_fits, resolve_deepspeed

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from bertfast.config.deepspeed_keys import NESTED_KEYS, TOP_LEVEL_KEYS
+from bertfast.config.deepspeed.keys import NESTED_KEYS, TOP_LEVEL_KEYS
+from bertfast.config.deepspeed.optimizers import SCHEDULER_PARAMS
 from bertfast.config.load import load_config
-from bertfast.config.optimizers import SCHEDULER_PARAMS
 from bertfast.config.schema import BertfastConfig
 from bertfast.training.identity import MAY_CHANGE, differences, shown, untold
 from tests.support.multitask_runs import write_tasks

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from bertfast.config.deepspeed_keys import HONOURED, NESTED_KEYS, TOP_LEVEL_KEYS, VALUES
+from bertfast.config.deepspeed.keys import HONOURED, NESTED_KEYS, TOP_LEVEL_KEYS, VALUES
+from bertfast.config.deepspeed.places import at
+from bertfast.config.deepspeed.refused import REFUSED
 from bertfast.config.load import load_config
-from bertfast.config.places import at
-from bertfast.config.refused_keys import REFUSED
 from bertfast.config.resolve import BatchSizes, resolve_batch_sizes, resolve_deepspeed
 from bertfast.errors import ConfigError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from bertfast.config.places import Source, at, shown
+from bertfast.config.deepspeed.places import Source, at, shown
 from bertfast.errors import ConfigError
 
 

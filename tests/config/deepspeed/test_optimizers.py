@@ -5,8 +5,7 @@ import inspect
 import pytest
 import torch
 
-from bertfast.config.load import load_config
-from bertfast.config.optimizers import (
+from bertfast.config.deepspeed.optimizers import (
     FUSED_ADAM,
     HOST_ADAM,
     HOST_PARAMS,
@@ -20,6 +19,7 @@ from bertfast.config.optimizers import (
     TORCH_SCHEDULER_PARAMS,
     is_own_adamw,
 )
+from bertfast.config.load import load_config
 from bertfast.errors import ConfigError
 
 BASE = {"bertfast": {"task": "mnli", "model": {"checkpoint": "bert-base-uncased"}}}

@@ -13,9 +13,9 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bertfast.config.optimizers import check_optimizer_block, check_scheduler_block
-from bertfast.config.places import Source, at, check_keys, keys, shown
-from bertfast.config.refused_keys import check_refused
+from bertfast.config.deepspeed.optimizers import check_optimizer_block, check_scheduler_block
+from bertfast.config.deepspeed.places import Source, at, check_keys, keys, shown
+from bertfast.config.deepspeed.refused import check_refused
 from bertfast.config.unknown import unknown_key
 from bertfast.errors import ConfigError
 

@@ -15,7 +15,7 @@ VALUES = {  # of keys that take no number
     "optimizer.params": {"lr": 1e-5},
     "optimizer.params.betas": [0.9, 0.999],
     "optimizer.type": "AdamW",
-    "scheduler.params": {},
+    "scheduler.params": {"warmup_num_steps": 2},
     "zero_optimization.offload_optimizer": {"device": "none"},
     "bertfast.optimization.schedule": "cosine",
     "bertfast.model.gradient_checkpointing": "selective",
@@ -34,9 +34,10 @@ def message(*overrides: str) -> str:
 
 def take(key, *values):
     """Set a key to the first of the values that it takes."""
+    whole = {"bertfast": BLOCK} | ({"scheduler": {"type": "WarmupLR"}} if key.startswith("scheduler.") else {})
     for value in values:
         try:
-            return load_config({"bertfast": BLOCK}, [f"{key}={json.dumps(value)}"]).to_dict()
+            return load_config(whole, [f"{key}={json.dumps(value)}"]).to_dict()
         except ConfigError as error:
             assert "unknown key" not in str(error), error
     raise AssertionError(f"{key} takes none of {values}")

@@ -162,10 +162,9 @@ def test_texts_that_are_none(texts, pairs, message, classifier):
 
 
 @pytest.mark.parametrize("made_of", [tuple, np.array, pandas.Series, iter], ids=["tuple", "array", "series", "iterator"])
-def test_texts_by_any_form(made_of, classifier):
-    logits = classifier.logits(made_of(TEXTS))
-    assert np.array_equal(logits, classifier.logits(TEXTS))
-    assert np.array_equal(classifier.logits(made_of(TEXTS), made_of(TEXTS)), classifier.logits(TEXTS, TEXTS))
+def test_texts_by_any_form(made_of, classifier, pair_classifier):
+    assert np.array_equal(classifier.logits(made_of(TEXTS)), classifier.logits(TEXTS))
+    assert np.array_equal(pair_classifier.logits(made_of(TEXTS), made_of(TEXTS)), pair_classifier.logits(TEXTS, TEXTS))
 
 
 def test_a_bundle_is_named_by_its_path():

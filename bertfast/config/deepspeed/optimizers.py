@@ -10,7 +10,7 @@ from typing import Any
 
 from bertfast.config.deepspeed.places import Source, at, check_keys, keys, shown
 from bertfast.errors import ConfigError
-from bertfast.wording import did_you_mean, listed, nearest
+from bertfast.wording import did_you_mean, listed
 
 _ADAM = keys("betas bias_correction eps lr weight_decay")
 _ADAM_CHOICES = keys("adam_w_mode torch_adam")  # which class it is, not a param of it
@@ -191,7 +191,7 @@ def _check_type(source: Source, place: str, name: Any, in_any_case: Collection[s
     known = {*in_any_case, *exact}
     if isinstance(name, str) and (name in exact or name.lower() in {known.lower() for known in in_any_case}):
         return
-    if place == "optimizer.type" and nearest(str(name), MUP_OPTIMIZERS):
+    if place == "optimizer.type" and str(name).lower() in {known.lower() for known in MUP_OPTIMIZERS}:
         raise ConfigError(
             f"{source(place)}: {place} = {shown(name)}: it needs a model whose base shapes the package mup has set, and bertfast sets none; "
             'set optimizer.type to "AdamW"'

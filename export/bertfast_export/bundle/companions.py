@@ -73,7 +73,17 @@ def write_tokenizer(folder: Path, source: Candidate) -> str:
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.enable_truncation(source.max_sequence_length, direction=tokenizer.truncation_side)
     tokenizer.save_pretrained(folder)
+    if not second_segment(source):
+        config = json.loads((folder / _TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+        write_json(
+            folder / _TOKENIZER_CONFIG, config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        )  # BertTokenizer would number the second text 1
     return sha256_of(folder / TOKENIZER_FILE)
+
+
+def second_segment(source: Candidate) -> int:
+    """The segment of the second text of a pair: 0 where the checkpoint's tokenizer gives its model no segments, so that it was trained with none."""
+    return max(source.tokenizer.backend_tokenizer.encode("a", "a").type_ids)
 
 
 def metadata_of(source: Candidate, variant: str, hashes: Mapping[str, str], tokenizer_sha256: str) -> dict[str, str]:
@@ -84,7 +94,9 @@ def metadata_of(source: Candidate, variant: str, hashes: Mapping[str, str], toke
     steps = {
         "tokenizer": TOKENIZER_FILE,
         "tokenizer_sha256": tokenizer_sha256,
-        "texts": f"{A_PAIR}: [CLS] a [SEP] b [SEP], b and its [SEP] in segment 1" if pair else f"{ONE_TEXT}: [CLS] a [SEP]",
+        "texts": f"{A_PAIR}: [CLS] a [SEP] b [SEP], b and its [SEP] in segment {second_segment(source)}"
+        if pair
+        else f"{ONE_TEXT}: [CLS] a [SEP]",
         "truncation": "longest first" if pair else "of the one text",
         "truncation_side": tokenizer.truncation_side,
         "padding": f"any, masked by attention_mask 0; positions count columns, and {pooled}",

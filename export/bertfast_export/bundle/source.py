@@ -45,7 +45,7 @@ class Candidate:
 
     def labels(self) -> list[str]:
         """The classes' names in order; of a regression, none."""
-        return [] if self.task.is_regression else list(classes_of(self.bert))
+        return [] if self.task.is_regression else list(self.task.class_names)
 
     def _refuse_tokenizer(self) -> None:
         """Raise for a tokenizer that the clients of a bundle cannot have, or whose tokens the model cannot take."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from tests.support.exported import LABELS, write_classifier
@@ -10,10 +11,11 @@ from tests.support.exported import LABELS, write_classifier
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from bertfast.errors import VerificationError  # noqa: E402
+from bertfast.errors import CheckpointError, VerificationError  # noqa: E402
 from bertfast_export.bundle.export import export_bundle  # noqa: E402
 from bertfast_export.bundle.source import Candidate  # noqa: E402
 from bertfast_export.bundle.verify import verify_bundle  # noqa: E402
+from bertfast_export.classifier import OnnxClassifier  # noqa: E402
 from bertfast_export.contract import Options  # noqa: E402
 from bertfast_export.runtime import sha256_of  # noqa: E402
 
@@ -34,15 +36,15 @@ def export(model, output, is_pair=True, layout="flat", length=LENGTH):
 
 
 def write_odd_classifier(folder, **config):
-    """One whose files say little, or what another use of it wanted: fixed padding and another length, padding on the left, no segments."""
+    """One whose files say little, or what another use of it wanted: fixed padding and another length, padding on the left."""
     from transformers import AutoTokenizer
 
     write_classifier(folder, **POSITIONS, **config)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.backend_tokenizer.enable_truncation(64, stride=2, strategy="only_first")
     tokenizer.backend_tokenizer.enable_padding(length=100)
-    tokenizer.init_kwargs |= {"max_length": 64, "stride": 2, "padding_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
-    tokenizer.padding_side, tokenizer.model_input_names = "left", ["input_ids", "attention_mask"]
+    tokenizer.init_kwargs |= {"max_length": 64, "stride": 2, "padding_side": "left"}
+    tokenizer.padding_side = "left"
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -87,6 +89,29 @@ def test_every_part_says_the_same(made):
         count = len(row["input_ids"][0])
         assert features["input_ids"][index][:count] == row["input_ids"][0] and sum(features["attention_mask"][index][:count]) == count
         assert features["token_type_ids"][index][:count] == row["token_type_ids"][0]
+
+
+@pytest.mark.filterwarnings("ignore:.*gives BERT no token_type_ids")
+def test_a_tokenizer_without_segments(tmp_path):
+    """transformers' BERT then takes both texts of a pair for segment 0, and so does every client of the bundle."""
+    import torch
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    model = write_classifier(tmp_path / "model", **POSITIONS)
+    settings = read(model / "tokenizer_config.json")
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"model_input_names": ["input_ids", "attention_mask"]}))
+    bundle = export(model, tmp_path / "out")
+    checkpoint, loaded = AutoTokenizer.from_pretrained(model), AutoTokenizer.from_pretrained(bundle)
+    features = checkpoint(TEXTS, PAIRS, truncation=True, max_length=LENGTH, padding=True, return_tensors="pt")
+    assert "token_type_ids" not in features
+    with torch.no_grad():
+        expected = BertForSequenceClassification.from_pretrained(model).eval()(**features).logits.numpy()
+    assert np.abs(OnnxClassifier.from_bundle(bundle).logits(TEXTS, PAIRS) - expected).max() < 2e-5
+    rows = loaded(TEXTS, PAIRS, truncation=True, padding=True)
+    assert rows["input_ids"] == features["input_ids"].tolist() and not any(map(any, rows["token_type_ids"]))
+    facts = {item.key: item.value for item in onnx.load(bundle / "model.onnx").metadata_props}
+    assert "in segment 0" in json.loads(facts["preprocessing"])["texts"]
+    verify_bundle(str(bundle), say=lambda line: None)
 
 
 def test_a_regression_is_one_for_every_client(tmp_path):
@@ -174,14 +199,9 @@ SPOILT = {
         state("texts", "one text: [CLS] a [SEP]"),
         r'the texts: "a pair" in bertfast\.json, onnx/model\.onnx, but "one text" in model\.onnx',
     ),
-    "regression-in-config": (edit("config.json", problem_type="multi_label_classification"), r"the kind of answer: .*multi|multi"),
     "labels-of-the-model": (
         state("labels", '["maybe", "yes", "no"]'),
         r'the labels: \["no", "yes", "maybe"\] in config\.json, .* in model\.onnx',
-    ),
-    "label2id": (
-        edit("config.json", label2id={"no": 2, "yes": 1, "maybe": 0}),
-        r"the number of each label: .* in label2id of config\.json",
     ),
     "pad-token": (state("pad_token", 7), r"the number of pad_token: 0 in tokenizer\.json, onnx/model\.onnx, but 7 in model\.onnx"),
     "another-checkpoint": (
@@ -221,6 +241,24 @@ def test_parts_that_disagree_are_named(spoilt, made, tmp_path):
     record["files"] = {name: sha256_of(bundle / name) for name in record["files"]}
     (bundle / "verification.json").write_text(json.dumps(record))
     with pytest.raises(VerificationError, match=rf"bundle: its parts do not agree: .*{message}"):
+        verify_bundle(str(bundle), say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        pytest.param({"problem_type": "multi_label_classification"}, "problem_type is 'multi_label_classification'", id="several-labels"),
+        pytest.param({"label2id": {"no": 2, "yes": 1, "maybe": 0}}, "'no' is class 2 there, and class 0 in id2label", id="label2id"),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_refused(change, message, made, tmp_path):
+    """As it is of any model's folder, before its parts are held against each other."""
+    bundle = shutil.copytree(made / "one", tmp_path / "bundle")
+    edit("config.json", **change)(bundle, None)
+    record = read(bundle / "verification.json")
+    record["files"]["config.json"] = sha256_of(bundle / "config.json")
+    (bundle / "verification.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}"):
         verify_bundle(str(bundle), say=lambda line: None)
 
 

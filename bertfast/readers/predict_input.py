@@ -183,7 +183,8 @@ def _delimited(path: Path, raw: RawSplit) -> tuple[tuple[str, ...], Iterator[Seq
         for block in blocks:
             yield from zip(block.lines, zip(*block.texts, strict=True), strict=True)
 
-    blocks = read_csv(path, locate) if path.suffix.lower() == ".csv" else read_tsv(path, locate)
+    # Which rows of other lengths a TSV may have was decided when it was read first: GLUE's own files have some.
+    blocks = read_csv(path, locate) if path.suffix.lower() == ".csv" else read_tsv(path, locate, short_rows="fill", long_rows="keep")
     first = next(blocks)  # now the header is known
     blocks = itertools.chain([first], blocks)
     return found[0].names, _rows_of(rows(), raw)

@@ -350,6 +350,14 @@ def test_rows_are_given_whole(tmp_path, name):
     assert rows == expected and set(names) >= {"sentence", "id"} and len(rows) == len(raw)
 
 
+def test_rows_of_a_known_set_may_be_longer_than_its_header(tmp_path):
+    """As some of GLUE's own are: what has no column is left out."""
+    (tmp_path / "test.tsv").write_text("index\tsentence\n0\tgood\tmore\n1\tbad\n")
+    ((_, raw),) = read_inputs(block(), SST2, "test.tsv", single=True, with_labels=False)
+    names, rows = whole_rows(raw)
+    assert (names, [list(row) for row in rows]) == (("index", "sentence"), [["0", "good"], ["1", "bad"]])
+
+
 def test_rows_of_parquet_keep_their_types(tmp_path):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"id": [7, 8], "sentence": ["good", "bad"], "score": [0.5, 1.0]})

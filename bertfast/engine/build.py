@@ -27,6 +27,8 @@ def join_ranks(ranks: Ranks) -> None:
     Raises:
         BertfastError: DeepSpeed, which only training and several ranks need, is not installed.
     """
+    if "MASTER_ADDR" not in os.environ:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed's engine insists on it, in a group that the caller began too
     if torch.distributed.is_initialized():
         return
     try:
@@ -43,7 +45,6 @@ def join_ranks(ranks: Ranks) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if ranks.device.type == "cuda" else "gloo"
     if "MASTER_ADDR" not in os.environ:
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed's engine insists on it
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 

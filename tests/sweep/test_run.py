@@ -214,7 +214,9 @@ def started(tmp_path, base):
     (tmp_path / "base.json").write_text(json.dumps(base))
     (tmp_path / "sweep" / "slow").touch()
     code = AS_A_PROCESS.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment(), stderr=subprocess.PIPE, text=True)
+    # A shell's job in the background ignores SIGINT, and so would this process, which is to meet it.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     until = time.monotonic() + 120
     while not (tmp_path / "sweep" / "starts").is_file() or len(starts(tmp_path)) < 2:
         assert time.monotonic() < until and process.poll() is None
@@ -368,6 +370,8 @@ def test_each_setting_is_held_against_the_config_before_any_trial(tmp_path, base
     base = base | {name: value for name, value in changes.items() if name == "scheduler"}
     block = base["bertfast"] = base["bertfast"] | {name: value for name, value in changes.items() if name != "scheduler"}
     block["train_input"] = {"max_sequence_length": 8, **block["train_input"]}
+    if changes is OWN:
+        (tmp_path / "train.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
     data = block["eval_input"]
     good = {"model.checkpoint": str(tiny), "train_input.data_file": data["data_file"], "eval_input": data}.get(key, good)
     sweep_of(tmp_path, base, {f"bertfast.{key}": [good]})

@@ -245,7 +245,7 @@ def test_what_may_change_are_keys_that_there_are():
 
 
 def _check_key(block, parts):
-    from bertfast.config.load import _blocks_in
+    from bertfast.config.faults import _blocks_in
 
     for part in parts:
         if part != "*":

@@ -56,7 +56,7 @@ oldest: .venv-oldest/installed
 	rm -f $@
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --constraint constraints.txt pip setuptools wheel
-	.venv/bin/python -m pip install --constraint constraints.txt --build-constraint constraints.txt --editable '.[test,bench,export,sweep]'
+	.venv/bin/python -m pip install --constraint constraints.txt --build-constraint constraints.txt --editable '.[test,bench,export,openvino,sweep]'
 	.venv/bin/python -I -c 'from importlib.metadata import requires; print(*requires("bertfast"), sep="\n")' > .venv/declared.txt
 	grep -Ev 'extra == .(bench|test)' .venv/declared.txt > .venv/requirements.txt
 	grep -E 'extra == .(bench|test)' .venv/declared.txt > .venv/requirements-dev.txt
@@ -67,7 +67,7 @@ oldest: .venv-oldest/installed
 	rm -f $@
 	python3.11 -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --constraint constraints-oldest.txt pip setuptools wheel
-	.venv-oldest/bin/python -m pip install --constraint constraints-oldest.txt --build-constraint constraints-oldest.txt --editable '.[test,bench,export,sweep]'
+	.venv-oldest/bin/python -m pip install --constraint constraints-oldest.txt --build-constraint constraints-oldest.txt --editable '.[test,bench,export,openvino,sweep]'
 	touch $@
 
 # Other people's programs that read a bundle, for tests/export/test_clients.py: Node's, and Optimum with the older transformers that it asks for.

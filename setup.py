@@ -23,9 +23,10 @@ PACKAGES = [
 
 LINT = ["deptry", "import-linter", "mypy", "ruff"]
 TEST = ["hypothesis", "packaging", "pandas", "pytest", "pytest-xdist", "scikit-learn", "scipy", *LINT]
-BENCH = ["accelerate", "matplotlib", "pytest-benchmark"]
+BENCH = ["accelerate", "ctranslate2", "matplotlib", "nncf", "openvino", "pytest-benchmark"]
 MONITOR = ["tensorboard", "wandb"]
 SWEEP = ["matplotlib", "optuna"]
+OPENVINO = ["onnx", "openvino"]
 EXPORT = ["onnx", "onnxruntime"]  # not of every install: beside onnxruntime-gpu, which has the same import name, neither works
 
 setup(
@@ -58,7 +59,7 @@ setup(
         "transformers>=5.17",  # those before 5.10.1 trip over any folder called kernels; `make oldest` tests with 5.17
         'triton>=3.6; sys_platform == "linux"',  # torch's CUDA build asks for one release, 2.13 for 3.7.1; its CPU build brings none
     ],
-    extras_require={"test": TEST, "bench": BENCH, "monitor": MONITOR, "export": EXPORT, "sweep": SWEEP},
+    extras_require={"test": TEST, "bench": BENCH, "monitor": MONITOR, "export": EXPORT, "openvino": OPENVINO, "sweep": SWEEP},
     entry_points={"console_scripts": ["bertfast = bertfast.cli:main"]},
     classifiers=["Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.12"],
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Variant = Literal["portable", "optimized", "fp16", "int8"]  # of an exported classifier
+Variant = Literal["portable", "optimized", "fp16", "int8", "packed_cpu"]  # of an exported classifier
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 HEAD_KEY = "bertfast_head"  # of config.json, where the head is not transformers' own
 

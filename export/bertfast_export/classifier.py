@@ -50,7 +50,7 @@ class OnnxClassifier:
         """The classifier of a bundle.
 
         Args:
-            variant: "portable", "optimized", "fp16" or "int8"; left out, fp16 on a GPU and optimized on a CPU, or what there is.
+            variant: "portable", "optimized", "fp16", "int8" or "packed_cpu"; left out, fp16 on a GPU and packed_cpu on a CPU, or what there is.
             providers: onnxruntime's execution providers in order of preference; left out, the CPU. The first one is used or it is an error.
             threads: of the CPU for one call; left out, one a core, or fewer where the process is to use fewer.
 
@@ -167,7 +167,11 @@ def _model_file(folder: Path, variant: str | None, provider: str) -> Path:
     there = {name: file for name, file in VARIANTS.items() if file in files}
     if not there:
         raise ExportError(f"{folder}: has no model at its top; a Triton model repository is served, not loaded")
-    usual = ("fp16", "optimized", "portable", "int8") if provider != CPU else ("optimized", "portable", "int8", "fp16")
+    usual = (
+        ("fp16", "optimized", "portable", "int8", "packed_cpu")
+        if provider != CPU
+        else ("packed_cpu", "optimized", "portable", "int8", "fp16")
+    )
     variant = variant or next(name for name in usual if name in there)
     if variant not in there:
         raise ExportError(f"{folder}: has no variant {variant!r}; it has {', '.join(there)}")

@@ -17,12 +17,13 @@ DEFAULT_OPSET = 20
 IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 
 VARIANTS = {"portable": "model.onnx", "optimized": "model_optimized.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
+VARIANTS |= {"packed_cpu": "model_packed_cpu.onnx"}
 PACKED_FILE = "model_packed.onnx"
 HALF_FILES = ("model_fp16.onnx", "model_packed.onnx")
 TOKENIZER_FILE = "tokenizer.json"
 RECORD_FILE, PAGE_FILE = "verification.json", "verification.md"
 LAYOUTS = ("flat", "triton")
-OWN_HEAD_VARIANTS = ("portable", "optimized")
+OWN_HEAD_VARIANTS = ("portable", "optimized", "packed_cpu")
 OWN_HEAD_IN_FLOAT32 = "a head of bertfast's own is written in float32 alone"
 # How a file's own words on its texts begin (`preprocessing` in its metadata_props).
 ONE_TEXT, A_PAIR = "one text", "a pair"
@@ -35,6 +36,7 @@ RUNTIMES = {
     "model_optimized.onnx": _ONNX_RUNTIME_ALONE,
     "model_fp16.onnx": _ONNX_RUNTIME_ALONE,
     "model_quantized.onnx": _ONNX_RUNTIME_ALONE,
+    "model_packed_cpu.onnx": "every runtime that has opset 23; made for ONNX Runtime's CPU provider",
     PACKED_FILE: "ONNX Runtime's CUDA provider alone",
 }
 

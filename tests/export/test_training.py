@@ -126,11 +126,15 @@ def test_a_head_of_our_own_is_trained_and_exported(tmp_path):
     config["bertfast"]["head"] = {"layers": [-1, -2], "pooling": "mean_max"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     row = export_row(tmp_path / "config.json")
-    assert row.result == "warning" and "model.onnx, model_optimized.onnx to" in row.detail
+    assert row.result == "warning" and "model.onnx, model_optimized.onnx, model_packed_cpu.onnx to" in row.detail
     assert "no fp16 and no int8: a head of bertfast's own is written in float32 alone" in row.detail
     said = train(tmp_path)
     assert "model_optimized.onnx: passed" in said and "model_quantized.onnx: not written; a head of bertfast's own" in said
-    assert sorted(path.name for path in (tmp_path / "run" / "onnx").glob("*.onnx")) == ["model.onnx", "model_optimized.onnx"]
+    assert sorted(path.name for path in (tmp_path / "run" / "onnx").glob("*.onnx")) == [
+        "model.onnx",
+        "model_optimized.onnx",
+        "model_packed_cpu.onnx",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from bertfast_export.bundle.rejected import write_rejected
 from bertfast_export.bundle.source import Candidate
 from bertfast_export.bundle.verdicts import Say, judge_file, summary
 from bertfast_export.contract import PACKED_FILE, VARIANTS, Options
-from bertfast_export.graphs import Network, fused_graph, packed_graph, portable_graph, save_model
+from bertfast_export.graphs import Network, fused_graph, packed_graph, portable_graph, save_model, stream_graph
 from bertfast_export.judge import Answers, CheckpointWeights, Evidence, Verdict, checkpoint_hashes, eager_logits, make_cases, write_evidence
 from bertfast_export.runtime import check_onnx, check_wheels
 
@@ -93,6 +93,8 @@ def _fill(
             graph = found.graph
         elif variant == "portable":
             graph = portable_graph(network, options.opset, options.integers, metadata)
+        elif variant == "packed_cpu":
+            graph = stream_graph(network, options.opset, options.integers, metadata)
         elif variant == "packed":
             graph = packed_graph(network, options.opset, options.integers, metadata)
         else:

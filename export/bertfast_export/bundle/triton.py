@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from bertfast_export.bundle.source import Candidate
     from bertfast_export.contract import Options
 
-_PREFERENCE = ("model_optimized.onnx", "model.onnx", "model_quantized.onnx", "model_fp16.onnx", "model_packed.onnx")
+_PREFERENCE = (
+    "model_optimized.onnx",
+    "model_packed_cpu.onnx",
+    "model.onnx",
+    "model_quantized.onnx",
+    "model_fp16.onnx",
+    "model_packed.onnx",
+)
 LABELS_FILE = "labels.txt"
 _CONFIG = """name: "{name}"
 platform: "onnxruntime_onnx"

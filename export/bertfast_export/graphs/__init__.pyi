@@ -9,4 +9,5 @@ from .quantized import measure as measure
 from .quantized import product_names as product_names
 from .quantized import quantized_graph as quantized_graph
 from .quantized import round_weights as round_weights
+from .stream import stream_graph as stream_graph
 from .writer import save_model as save_model

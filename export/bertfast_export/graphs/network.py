@@ -35,14 +35,15 @@ def write_network(operators: Operators, integers: str = "int64", metadata: Mappi
     cls_only = last if head.pooling == "cls" else None
     for index in range(last + 1):
         layer = f"layers.{index}"
-        heads = operators.attention(x, mask, f"{layer}.qkv")
+        first_alone = index == cls_only and operators.attends_first_alone
+        heads, x = operators.last_attention(x, f"{layer}.qkv") if first_alone else (operators.attention(x, mask, f"{layer}.qkv"), x)
         x = operators.add_norm(operators.product(heads, f"{layer}.attention_out"), x, f"{layer}.attention_norm")
-        if index == cls_only:
+        if index == cls_only and not first_alone:
             x = operators.first_token(x)  # nothing reads the other columns of the last feed-forward block
         wide = operators.bias_gelu(operators.product(x, f"{layer}.ffn_up"), f"{layer}.gelu")
         x = operators.add_norm(operators.product(wide, f"{layer}.ffn_down"), x, f"{layer}.ffn_norm")
         if index in head_layers:
-            read[index] = x
+            read[index] = x if index == cls_only else operators.columns(x)
     logits = operators.head(x) if head.is_plain else write_own_head(operators, read, cls_only)
     kinds = dict.fromkeys(INPUTS, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(integers)))
     return operators.graph.model(kinds, logits, operators.network.num_labels, metadata or {})

@@ -94,6 +94,8 @@ class Network:
 class Operators:
     """How each part of the network is written; the portable form: standard operators, float32. Every method gives the name of its output."""
 
+    attends_first_alone = False  # whether the last layer's attention is written by `last_attention`, for column 0 alone
+
     def __init__(self, network: Network, opset: int = DEFAULT_OPSET):
         self.network = network
         self.config = network.config
@@ -147,6 +149,10 @@ class Operators:
         turned = add("Transpose", [add("MatMul", [shares, value], f"{name}.mixed")], f"{name}.turned", perm=[0, 2, 1, 3])
         return add("Reshape", [turned, self.constant("heads.join", [0, 0, self.config.hidden_size], np.int64)], f"{name}.joined")
 
+    def last_attention(self, x: str, name: str) -> tuple[str, str]:
+        """Self-attention of column 0 to all columns, and x of column 0: each [B, D]."""
+        raise NotImplementedError
+
     def add_norm(self, x: str, residual: str, name: str) -> str:
         """LayerNorm(x + bias + residual)."""
         biased = self.graph.add("Add", [x, self.weight(f"{name}.x_bias")], f"{name}.biased")
@@ -166,6 +172,10 @@ class Operators:
             curve = add("Erf", [add("Mul", [x, self.constant("gelu.slope", np.sqrt(0.5))], f"{name}.scaled")], f"{name}.erf")
         share = add("Add", [curve, self.constant("one", 1.0)], f"{name}.share")
         return add("Mul", [add("Mul", [x, self.constant("half", 0.5)], f"{name}.half"), share], name)
+
+    def columns(self, x: str) -> str:
+        """x as [B, S, D], for a head that reads all columns."""
+        return x
 
     def first_token(self, x: str) -> str:
         """[B, S, D] -> [B, D], of column 0."""

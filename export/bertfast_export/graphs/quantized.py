@@ -17,16 +17,20 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from bertfast_export.contract import DEFAULT_OPSET, INPUTS
-from bertfast_export.graphs.fused import FusedOperators, fused_graph
+from bertfast_export.contract import DEFAULT_OPSET, INPUTS, MICROSOFT
+from bertfast_export.graphs.fused import fused_graph
 from bertfast_export.graphs.network import write_network
-from bertfast_export.graphs.operators import MASKED, Network
+from bertfast_export.graphs.operators import Network
+from bertfast_export.graphs.stream import StreamOperators
 from bertfast_export.runtime import open_session
 
 # K inputs and N outputs of a product, T tokens
 
 PARTS = ("qkv", "attention_out", "ffn_up", "ffn_down")
+BEHIND_NORMS = ("qkv", "ffn_up")
 GELU_FLOOR = 0.17  # the least value of GELU is -0.16997, of its tanh form too
+GELU_ZERO = 16  # the level of 0 behind GELU: 16 levels of at least GELU_FLOOR / 16 reach down to its least value
+_MARGIN = 1.25
 _DAMPING = 0.01  # of the mean square of an input, added to all: keeps the rounding of rarely seen inputs near to the nearest
 _BLOCK = 128
 
@@ -34,16 +38,18 @@ _BLOCK = 128
 @dataclass(frozen=True)
 class Recipe:
     """How the products are quantized. smoothing: 0 leaves all unevenness to the activations, 1 moves all of it into the weights; None: neither.
-    floats: products, by name, that stay in float32. weight_only: 8-bit weights in blocks of 128 inputs, and activations as onnxruntime likes."""
+    floats: products, by name, that stay in float32. weight_only: 8-bit weights in blocks of 128 inputs, and activations as onnxruntime likes. fixed:
+    what comes from a norm has one scale, measured beforehand."""
 
     name: str
     smoothing: float | None = 0.7
     floats: tuple[str, ...] = ()
     weight_only: bool = False
+    fixed: bool = False
 
     def without(self, products: tuple[str, ...]) -> Recipe:
         """The same with these products in float32."""
-        return Recipe(f"{self.name}, {len(products)} in float32", self.smoothing, products, self.weight_only)
+        return Recipe(f"{self.name}, {len(products)} in float32", self.smoothing, products, self.weight_only, self.fixed)
 
 
 @dataclass
@@ -110,53 +116,52 @@ def round_weights(weight_KN: np.ndarray, gram_KK: np.ndarray) -> tuple[np.ndarra
     return whole.astype(np.int8), scale_N.astype(np.float32)
 
 
-class QuantizedOperators(FusedOperators):
-    """The fused operators, with products in int8 as a recipe says."""
+class QuantizedOperators(StreamOperators):
+    """The operators of the stream, with products in int8 as a recipe says."""
 
-    def __init__(
-        self, network: Network, statistics: Mapping[str, Statistics], recipe: Recipe, opset: int = DEFAULT_OPSET, integers: str = "int64"
-    ):
-        super().__init__(network, opset, integers)
+    def __init__(self, network: Network, statistics: Mapping[str, Statistics], recipe: Recipe, opset: int = DEFAULT_OPSET):
+        super().__init__(network, opset)
         self.statistics, self.recipe = statistics, recipe
-        self.moved: dict[str, np.ndarray] = {}  # by the norm that adds it: what GELU's move puts into a bias
+        self.rounded: dict[str, tuple[str, str, str]] = {}  # by product: its weights, their scales, and the factors of its input or ""
+        self._made: set[str] = set()
 
-    def product(self, x: str, name: str) -> str:
+    def words(self, ids: str) -> str:
+        """Each word's row as int8 with a scale of its own."""
+        table = self.network.weights["embeddings.word"].astype(np.float64)
+        scale_V = np.maximum(np.abs(table).max(axis=1) / 127, np.finfo(np.float32).tiny)
+        levels = np.clip(np.round(table / scale_V[:, None]), -127, 127).astype(np.int8)
+        add = self.graph.add
+        rows = add("Gather", [self.graph.weight("embeddings.word.int8", levels), ids], "embeddings.word_levels")
+        scales = add("Gather", [self.constant("embeddings.word.scale", scale_V), ids], "embeddings.word_scales")
+        return add("DequantizeLinear", [rows, scales], "embeddings.words", axis=0)
+
+    def product(self, x: str, name: str, part: str = "") -> str:
         if name in self.recipe.floats:
-            return super().product(x, name)
+            return super().product(x, name, part)
+        made = f"{name}{part and '.'}{part}"
         if self.recipe.weight_only:
-            return self._weight_only(x, name)
-        part, seen, weight = name.rpartition(".")[2], self.statistics[name], self.network.weights[f"{name}.weight"]
-        even = self._evenness(name)
-        quantized, scale_N = round_weights(weight * even[:, None], seen.gram / np.outer(even, even))
-        if part == "ffn_down":
-            self.moved[name.replace("ffn_down", "ffn_norm")] = -GELU_FLOOR * (quantized * scale_N).sum(axis=0)
-            x = self.graph.add("Add", [x, self.constant("gelu.floor", GELU_FLOOR)], f"{name}.moved")
-        elif self.recipe.smoothing is not None:
-            x = self.graph.add("Mul", [x, self.constant(f"{name}.evened", 1 / even)], f"{name}.even")
-        return self._per_token(x, name, quantized, scale_N, signed=part != "ffn_down")
+            return self._weight_only(x, name, made, part)
+        if name not in self.rounded:
+            self.rounded[name] = self._rounded(name)
+        weight, scale, factors = self.rounded[name]
+        if factors:
+            x = self.graph.add("Mul", [x, factors], f"{made}.even")
+        weights = [self.cut(weight, part), self.cut(scale, part)]
+        bias = self.network.bias_of(name)
+        if self.recipe.fixed and name.endswith(BEHIND_NORMS):
+            return self._by_fixed_scale(x, name, made, [*weights, self.cut(self.weight(bias), part)])
+        first = part != "others" and name.startswith(f"layers.{self.network.num_layers - 1}.")
+        found = self._by_row(x, made, weights, "stream.firsts" if first else "stream.rows")
+        if name.endswith(".qkv"):
+            return self.graph.add("Add", [found, self.cut(self.weight(bias), part)], f"{made}.biased")
+        self.left.add(bias)
+        return found
 
-    def attention(self, x: str, mask: str, name: str) -> str:
-        """The projection as a product of its own, and the rest as one MultiHeadAttention."""
-        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
-        self.graph.add("Split", [self.product(x, name)], f"{name}.split", parts, axis=-1, num_outputs=3)
-        inputs = [*parts, self.weight(f"{name}.bias"), mask]
-        heads = self.config.num_attention_heads
-        return self.fused("MultiHeadAttention", inputs, f"{name}.joined", num_heads=heads, mask_filter_value=MASKED)
-
-    def add_norm(self, x: str, residual: str, name: str) -> str:
-        """LayerNorm(x + bias + residual), part by part: on one core onnxruntime's SkipLayerNormalization takes a fifth of an int8 model's time,
-        twice as long as these, each of which is a loop that its kernels have vectorised. It does not fuse them: the variance is no ReduceMean."""
-        add, axis = self.graph.add, self.constant("last_axis", [-1], np.int64)
-        bias = self.constant(f"{name}.bias_moved", self.network.weights[f"{name}.x_bias"] + self.moved.get(name, 0.0))
-        x = add("Add", [add("Add", [x, bias], f"{name}.biased"), residual], f"{name}.sum")
-        centred = add("Sub", [x, add("ReduceMean", [x, axis], f"{name}.mean", keepdims=1)], f"{name}.centred")
-        squares = add("ReduceSumSquare", [centred, axis], f"{name}.squares", keepdims=1)
-        variance = add("Mul", [squares, self.constant("one_of_hidden", 1 / self.config.hidden_size)], f"{name}.variance")
-        deviation = add(
-            "Sqrt", [add("Add", [variance, self.constant("eps", self.config.layer_norm_eps)], f"{name}.stable")], f"{name}.deviation"
-        )
-        scaled = add("Mul", [add("Div", [centred, deviation], f"{name}.unit"), self.weight(f"{name}.weight")], f"{name}.scaled")
-        return add("Add", [scaled, self.weight(f"{name}.bias")], name)
+    def _rounded(self, name: str) -> tuple[str, str, str]:
+        seen, even = self.statistics[name], self._evenness(name)
+        quantized, scale_N = round_weights(self.network.weights[f"{name}.weight"] * even[:, None], seen.gram / np.outer(even, even))
+        factors = "" if (even == 1).all() else self.constant(f"{name}.evened", 1 / even)
+        return self.graph.weight(f"{name}.int8", quantized), self.constant(f"{name}.scale", scale_N), factors
 
     def _evenness(self, name: str) -> np.ndarray:
         """What each input channel is divided by [K]: reach^a / largest weight^(1 - a), of geometric mean 1. Behind GELU it is left alone."""
@@ -168,19 +173,33 @@ class QuantizedOperators(FusedOperators):
         even = reach**strength / heaviest ** (1 - strength)
         return even / np.exp(np.log(even).mean())
 
-    def _per_token(self, x: str, name: str, quantized: np.ndarray, scale_N: np.ndarray, signed: bool) -> str:
-        """Each row is scaled by its own largest element: what is left of the scale is one number a row, which multiplies the outputs."""
-        add = self.graph.add
-        top, zero = (127, self.constant("middle", 128, np.uint8)) if signed else (255, self.constant("bottom", 0, np.uint8))
-        size = add("Abs", [x], f"{name}.size") if signed else x
-        largest = add("ReduceMax", [size, self.constant("last_axis", [-1], np.int64)], f"{name}.largest", keepdims=1)
-        largest = add("Max", [largest, self.constant("tiny", 1e-20)], f"{name}.reach")
-        inverse = add("Div", [self.constant(f"top{top}", top), largest], f"{name}.inverse")
-        levels = add("QuantizeLinear", [add("Mul", [x, inverse], f"{name}.scaled"), self.constant("one", 1.0), zero], f"{name}.levels")
-        weights = [self.graph.weight(f"{name}.int8", quantized), self.constant("one", 1.0), self.constant(f"{name}.scale", scale_N / top)]
-        return add("Mul", [self.fused("MatMulIntegerToFloat", [levels, *weights, zero], f"{name}.by_row"), largest], name)
+    def _by_fixed_scale(self, x: str, name: str, made: str, weights: list[str]) -> str:
+        """Levels of one scale and zero point, measured beforehand; beyond _MARGIN times what the sample reached, values are cut off."""
+        seen, even = self.statistics[name], self._evenness(name)
+        least, largest = (float(f(values / even)) for f, values in ((np.min, seen.least), (np.max, seen.largest)))
+        step = _MARGIN * (max(largest, 0.0) - min(least, 0.0)) / 255
+        zero = int(np.clip(np.round(-_MARGIN * min(least, 0.0) / step), 0, 255))
+        reading = [self.constant(f"{name}.step", step), self.constant(f"{name}.zero", zero, np.uint8)]
+        levels = self.graph.add("QuantizeLinear", [x, *reading], f"{made}.levels")
+        weight, scale, bias = weights
+        return self._product([levels, weight, reading[0], scale, reading[1], "", bias], made)
 
-    def _weight_only(self, x: str, name: str) -> str:
+    def _by_row(self, x: str, made: str, weights: list[str], rows: str) -> str:
+        """Each row is scaled by its own largest element: what is left of the scale is one number a row, which multiplies the outputs. rows: a list
+        with one entry for each row."""
+        add, behind_gelu = self.graph.add, made.endswith("ffn_down")
+        size = x if behind_gelu else add("Abs", [x], f"{made}.size")
+        largest = add("ReduceMax", [size, self.constant("last_axis", [-1], np.int64)], f"{made}.largest", keepdims=1)
+        zero = GELU_ZERO if behind_gelu else 128
+        top, least = (255 - zero, GELU_FLOOR / zero) if behind_gelu else (127, 1e-20)
+        step = add("Mul", [largest, self.constant(f"by_row.{top}", 1 / top)], f"{made}.share")
+        step = add("Max", [step, self.constant("gelu.least_step" if behind_gelu else "tiny", least)], f"{made}.step")
+        steps = add("Reshape", [step, self.constant("stream.flat", [-1], np.int64)], f"{made}.steps")
+        levels = add("QuantizeLinear", [x, steps, self._zeros(zero, rows)], f"{made}.levels", axis=0)
+        one, at = self.constant("one", 1.0), self.constant(f"zero.{zero}", zero, np.uint8)
+        return add("Mul", [self._product([levels, weights[0], one, weights[1], at], f"{made}.by_row"), step], made)
+
+    def _weight_only(self, x: str, name: str, made: str, part: str) -> str:
         weight = self.network.weights[f"{name}.weight"]
         inputs, outputs = weight.shape
         block = max(size for size in (16, 32, 64, 128) if inputs % size == 0 or size == 16)
@@ -192,7 +211,23 @@ class QuantizedOperators(FusedOperators):
         levels = (np.clip(np.round(grouped / scale), -127, 127) + 128).astype(np.uint8)
         tensors = [self.graph.weight(f"{name}.int8", levels), self.constant(f"{name}.scale", scale.reshape(-1))]
         sizes = {"K": inputs, "N": outputs, "bits": 8, "block_size": block, "accuracy_level": 4}
-        return self.fused("MatMulNBits", [x, *tensors], name, **sizes)
+        whole = self.graph.add(
+            "MatMulNBits", [x, *tensors, "", "", self.weight(self.network.bias_of(name))], f"{made}.all", domain=MICROSOFT, **sizes
+        )
+        return self.cut(whole, part)
+
+    def _zeros(self, zero: int, rows: str) -> str:
+        """The same zero point for each row."""
+        name = f"{rows}.zeros.{zero}"
+        if name not in self._made:
+            shape = self.graph.add("Shape", [rows], f"{name}.shape")
+            self.graph.add("Expand", [self.constant(f"zero.{zero}", zero, np.uint8), shape], name)
+            self._made.add(name)
+        return name
+
+    def _product(self, inputs: list[str], name: str) -> str:
+        """uint8 levels times int8 weights, as float32: levels, weights, the scales of both, the levels' zero point, then a bias."""
+        return self.graph.add("MatMulIntegerToFloat", inputs, name, domain=MICROSOFT)
 
 
 def quantized_graph(
@@ -204,4 +239,4 @@ def quantized_graph(
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """model_quantized.onnx by one recipe."""
-    return write_network(QuantizedOperators(network, statistics, recipe, opset, integers), integers, metadata)
+    return write_network(QuantizedOperators(network, statistics, recipe, opset), integers, metadata)

@@ -30,8 +30,14 @@ from bertfast.errors import CheckpointError
 _LEVELS_APART = 24.0
 _MEAN_LEVELS_APART = 1.0
 _SCALE_APART = 1e-5  # relative; a scale is computed from float64 and stored in float32
-_LEVELS = {False: 255, True: 127}  # of an activation, by whether it has a sign
 _GELU_FLOOR = 0.17
+_GELU_ZERO = 16  # the level of 0 behind GELU
+_MEASURED = (
+    ".scale",
+    ".evened",
+    ".step",
+    ".zero",
+)  # what stands beside 8-bit weights; the last three come from a sample, and the logits judge them
 
 
 @dataclass
@@ -105,15 +111,14 @@ class CheckpointWeights:
                 faults.append(_difference(name, values, self.constants[name]))
             elif name.endswith(".int8"):
                 product = name.removesuffix(".int8")
-                seen.add(f"{product}.weight")
-                fault, largest = self._quantized(product, given)
+                seen.add(product if product in self.tensors else f"{product}.weight")
+                fault, largest = self._table(product, given) if product in self.tensors else self._quantized(product, given)
                 faults.append(fault)
                 apart.append(largest)
-            elif name.endswith(".bias_moved"):
-                seen.add(name.replace(".bias_moved", ".x_bias"))
-                faults.append(self._moved(name, given))
-            elif not (name.endswith((".scale", ".evened")) and f"{name.rpartition('.')[0]}.int8" in given):
+            elif not (name.endswith(_MEASURED) and f"{name.rpartition('.')[0]}.int8" in given):
                 faults.append(f"its weight {name} is none of the checkpoint's")
+            elif not ((np.isfinite(values).all() and (values > 0).all()) or name.endswith(".zero")):
+                faults.append(f"its weight {name} is {values.min():g} or not finite, where a scale should be")
         faults += [f"the checkpoint's {name} is missing from it" for name in self.tensors.keys() - seen]
         named = [fault for fault in faults if fault]
         found.fault = named[0] + _and_more(named) if named else None
@@ -132,12 +137,10 @@ class CheckpointWeights:
         if levels.shape != weight.shape or levels.dtype != np.int8 or scale.shape != weight.shape[1:]:
             return f"its weight {product}.int8 is {levels.dtype} {list(levels.shape)}, where int8 {list(weight.shape)} should be", 0.0
         wanted = np.maximum(np.abs(weight).max(axis=0) / 127, np.finfo(np.float32).tiny)
-        signed = not product.endswith("ffn_down")
-        off = np.abs(scale * float(_LEVELS[signed]) / wanted - 1)
+        off = np.abs(scale / wanted - 1)
         if not off.max() <= _SCALE_APART:
             column = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
-            meant = wanted[column] / _LEVELS[signed]
-            return f"its scale {product}.scale[{column}] is {scale[column]:.6g}, where its weights give {meant:.6g}", 0.0
+            return f"its scale {product}.scale[{column}] is {scale[column]:.6g}, where its weights give {wanted[column]:.6g}", 0.0
         apart = np.abs(levels - weight / wanted)
         at = np.unravel_index(int(apart.argmax()), apart.shape)
         by_output = apart.mean(axis=0)
@@ -151,19 +154,26 @@ class CheckpointWeights:
             return f"its weights {product}.int8[:, {column}] are {off_by}", float(apart.max())
         return None, float(apart.max())
 
-    def _moved(self, name: str, given: Mapping[str, np.ndarray]) -> str | None:
-        """A bias that takes back what GELU was moved up by, where the product before it is in int8."""
-        product = name.replace("ffn_norm.bias_moved", "ffn_down")
-        wanted = self.tensors[name.replace(".bias_moved", ".x_bias")].astype(np.float64)
-        if name.endswith("ffn_norm.bias_moved") and given.get(f"{product}.int8", np.empty(0)).dtype == np.int8:
-            sums = (given[f"{product}.int8"].astype(np.float64) * given[f"{product}.scale"] * _LEVELS[False]).sum(axis=0)
-            wanted = wanted - _GELU_FLOOR * sums
-        values = given[name]
-        if values.shape != wanted.shape:
-            return _difference(name, values, wanted.astype(np.float32))
-        off = np.abs(values - wanted) - 1e-6 - 1e-5 * np.abs(wanted)
-        at = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
-        return None if off[at] <= 0 else f"its weight {name}[{at}] is {values[at]:.7g}, where {wanted[at]:.7g} should be"
+    def _table(self, name: str, given: Mapping[str, np.ndarray]) -> tuple[str | None, float]:
+        """The fault of a table of words in int8, with a scale for each row: every level the nearest."""
+        table, levels, scale = self.tensors[name].astype(np.float64), given[f"{name}.int8"], given.get(f"{name}.scale")
+        if scale is None or levels.dtype != np.int8 or levels.shape != table.shape or scale.shape != table.shape[:1]:
+            return (
+                f"its weight {name}.int8 is {levels.dtype} {list(levels.shape)}, where int8 {list(table.shape)} with scales should be",
+                0.0,
+            )
+        wanted = np.maximum(np.abs(table).max(axis=1) / 127, np.finfo(np.float32).tiny)
+        off = np.abs(scale / wanted - 1)
+        if not off.max() <= _SCALE_APART:
+            row = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
+            return f"its scale {name}.scale[{row}] is {scale[row]:.6g}, where its weights give {wanted[row]:.6g}", 0.0
+        apart = np.abs(levels - table / wanted[:, None])
+        at = np.unravel_index(int(apart.argmax()), apart.shape)
+        if not apart[at] <= 0.5 + 1e-3:
+            return f"its weight {name}.int8{list(map(int, at))} is {levels[at]}, where {table[at] / wanted[at[0]]:.4g} is meant", float(
+                apart[at]
+            )
+        return None, float(apart[at])
 
 
 def hash_of(values: np.ndarray) -> str:
@@ -204,20 +214,21 @@ def _constants(config: BertConfig) -> dict[str, np.ndarray]:
     size, heads = config.hidden_size, config.num_attention_heads
     is_tanh = config.hidden_act in ("gelu_new", "gelu_pytorch_tanh")
     floats = {"zero": 0.0, "one": 1.0, "half": 0.5, "masked": np.finfo(np.float32).min, "heads.scale": (size // heads) ** -0.5}
-    floats |= {"gelu.cubic": 0.044715, "gelu.slope": (2 / np.pi) ** 0.5 if is_tanh else 0.5**0.5, "gelu.floor": _GELU_FLOOR}
-    floats |= {"tiny": 1e-20, "top127": 127.0, "top255": 255.0, "one_of_hidden": 1 / size, "eps": config.layer_norm_eps}
+    floats |= {"gelu.cubic": 0.044715, "gelu.slope": (2 / np.pi) ** 0.5 if is_tanh else 0.5**0.5}
+    gelu_top = 255 - _GELU_ZERO
+    floats |= {"tiny": 1e-20, "gelu.least_step": _GELU_FLOOR / _GELU_ZERO, "by_row.127": 1 / 127, f"by_row.{gelu_top}": 1 / gelu_top}
     integers = {"mask.axes": [1, 2], "embeddings.begin": [0], "first": 0, "last_axis": [-1]}
     integers |= {"heads.split": [0, 0, heads, size // heads], "heads.join": [0, 0, size]}
     integers |= {"packed.first": [0], **{f"head.axis{axis}": [axis] for axis in (1, 2)}}
-    floats["head.gelu.slope"] = 0.5**0.5
-    floats |= {"packed.nan": np.nan}
+    integers |= {"stream.flat": [-1], "stream.one": 1, "stream.parts": 3, "stream.halves": 2, "stream.ones_axis": [1, 1], "stream.any": [1]}
+    integers |= {"stream.cut": [size, 2 * size], "stream.alone": [-1, 1, size], "stream.row": [-1, size]}
+    floats |= {"head.gelu.slope": 0.5**0.5, "packed.nan": np.nan, "stream.masked": -1e30}
     return {
         "packed.zero": np.asarray(0, dtype=np.int32),
         "packed.one": np.asarray(1, dtype=np.int32),
         **{name: np.asarray(value, dtype=np.float32) for name, value in floats.items()},
         **{name: np.asarray(value, dtype=np.int64) for name, value in integers.items()},
-        "middle": np.asarray(128, dtype=np.uint8),
-        "bottom": np.asarray(0, dtype=np.uint8),
+        **{f"zero.{zero}": np.asarray(zero, dtype=np.uint8) for zero in (128, _GELU_ZERO)},
     }
 
 

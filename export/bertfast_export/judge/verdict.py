@@ -31,6 +31,7 @@ class Budget:
 BUDGETS = {
     "model.onnx": Budget(logits=5e-5, probabilities=2e-5, rounding=2.0, mean=1e-5, agreement=1.0, metric=0.0),
     "model_optimized.onnx": Budget(logits=5e-5, probabilities=2e-5, rounding=2.0, mean=1e-5, agreement=1.0, metric=0.0),
+    "model_packed_cpu.onnx": Budget(logits=5e-5, probabilities=2e-5, rounding=2.0, mean=1e-5, agreement=1.0, metric=0.0),
     "model_fp16.onnx": Budget(logits=5e-2, probabilities=1e-2, rounding=None, mean=5e-3, agreement=0.998, metric=0.2),
     "model_packed.onnx": Budget(logits=5e-2, probabilities=1e-2, rounding=None, mean=5e-3, agreement=0.998, metric=0.2),
     "model_quantized.onnx": Budget(logits=1.0, probabilities=0.25, rounding=None, mean=5e-2, agreement=0.99, metric=0.5),

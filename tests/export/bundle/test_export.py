@@ -27,7 +27,7 @@ from bertfast_export.contract import Options  # noqa: E402
 from bertfast_export.judge.audit import hash_of  # noqa: E402
 from bertfast_export.runtime import sha256_of  # noqa: E402
 
-FILES = ("model.onnx", "model_optimized.onnx", "model_fp16.onnx", "model_quantized.onnx")
+FILES = ("model.onnx", "model_optimized.onnx", "model_fp16.onnx", "model_quantized.onnx", "model_packed_cpu.onnx")
 
 
 @pytest.fixture(scope="module")

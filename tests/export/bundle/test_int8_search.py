@@ -49,3 +49,25 @@ def test_what_a_part_of_the_examples_says_is_held_against_all(searched):
 def test_a_recipe_that_fails_on_a_part_is_not_tried_on_all(searched):
     found, said = searched(40, lambda recipe, asked: 0.98)
     assert found.graph is None and found.outcome.startswith("none is written: of 2 recipes none keeps 99%") and len(said) == 2
+
+
+@pytest.mark.parametrize(
+    "agreement, milliseconds, graph",
+    [
+        pytest.param((0.996, 1.0), (4.0, 5.0), "fast", id="the-faster-of-two-that-answer-well"),
+        pytest.param((0.996, 1.0), (5.0, 4.0), "slow", id="by-the-time-that-is-measured"),
+        pytest.param((0.996, 1.0), (4.0, 4.1), "slow", id="of-two-times-alike-the-better-answers"),
+        pytest.param((0.994, 0.996), (4.0, 8.0), "slow", id="answers-before-time"),
+        pytest.param((0.991, 0.994), (4.0, 8.0), "slow", id="the-best-where-none-answers-well"),
+        pytest.param((0.989, 0.996), (1.0, 8.0), "slow", id="never-one-that-breaks-the-promise"),
+    ],
+)
+def test_time_chooses_among_those_that_keep_the_promise(agreement, milliseconds, graph, searched, monkeypatch):
+    def timed(graphs, evidence):
+        for attempt, _ in graphs:
+            attempt.milliseconds = milliseconds[attempt.recipe is SLOW]
+
+    monkeypatch.setattr(int8_search, "STARTS", (FAST, SLOW))
+    monkeypatch.setattr(int8_search, "_time", timed)
+    found, _ = searched(8, lambda recipe, _: agreement[recipe is SLOW])
+    assert found.graph == graph and [trial.recipe for trial in found.tried] == [FAST, SLOW]

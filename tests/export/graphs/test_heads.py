@@ -26,6 +26,7 @@ from bertfast_export.contract import Options  # noqa: E402
 from bertfast_export.graphs.fused import fused_graph  # noqa: E402
 from bertfast_export.graphs.network import portable_graph  # noqa: E402
 from bertfast_export.graphs.operators import Network  # noqa: E402
+from bertfast_export.graphs.stream import stream_graph  # noqa: E402
 from bertfast_export.judge.audit import CheckpointWeights  # noqa: E402
 from bertfast_export.judge.reference import EagerHead  # noqa: E402
 
@@ -43,7 +44,7 @@ HEADS = [
     pytest.param(HeadConfig(hidden_sizes=(8,), activation="relu"), id="relu"),
     pytest.param(HeadConfig(hidden_sizes=(8,), activation="tanh", layers=(0, -1), pooling="mean_max"), id="tanh"),
 ]
-BUILDS = [pytest.param(portable_graph, id="portable"), pytest.param(fused_graph, id="fused")]
+BUILDS = [pytest.param(portable_graph, id="portable"), pytest.param(fused_graph, id="fused"), pytest.param(stream_graph, id="stream")]
 
 
 def write_head(folder, head, seed=2):
@@ -72,7 +73,7 @@ def test_logits_are_those_of_transformers_hidden_states(own):
     batch = features(network.config.vocab_size)
     expected, weights = EagerHead(own, torch.float64).logits(batch), CheckpointWeights.of(own)
     for opset in (18, 20):
-        for build in (portable_graph, fused_graph):
+        for build in (portable_graph, fused_graph, stream_graph):
             graph = build(network, opset)
             apart = dict(zip(MASKS, np.abs(onnx_logits(graph, batch) - expected).max(axis=1), strict=True))
             assert apart == pytest.approx(dict.fromkeys(MASKS, 0), abs=tolerances.ONNX_LOGITS), (build, opset)
@@ -107,7 +108,7 @@ def test_a_bundle_holds_the_float32_files_and_says_what_it_has_not(tmp_path):
     config = write_config(tmp_path, data, folder)
     assert main(["export", "cpu", str(folder), "--output", str(bundle), "--config", str(config), "--packed"]) == 0
     record = json.loads((bundle / "verification.json").read_text())
-    assert set(record["verdicts"]) == {"model.onnx", "model_optimized.onnx"}
+    assert set(record["verdicts"]) == {"model.onnx", "model_optimized.onnx", "model_packed_cpu.onnx"}
     assert set(record["skipped"]) == {"model_fp16.onnx", "model_quantized.onnx", "model_packed.onnx"}
     assert all(verdict["passed"] and verdict["data"]["dev"]["agreement"] == 1 for verdict in record["verdicts"].values())
     assert "model_fp16.onnx: not written; a head of bertfast's own is written in float32 alone." in (bundle / "verification.md").read_text()

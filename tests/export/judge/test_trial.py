@@ -156,7 +156,7 @@ FAULTS = {
     "one-weight-1-percent-off": ("model.onnx", weight("classifier.weight", scaled(1.01, (5, 1)))),
     "bias-dropped": ("model_optimized.onnx", weight("layers.0.attention_norm.x_bias", scaled(0.0))),
     "int8-scale-halved": ("model_quantized.onnx", weight("layers.1.ffn_up.scale", scaled(0.5))),
-    "int8-zero-point-off": ("model_quantized.onnx", weight("middle", lambda value: np.uint8(120))),
+    "int8-zero-point-off": ("model_quantized.onnx", weight("zero.128", lambda value: np.uint8(120))),
     "causal-attention": ("model_optimized.onnx", attribute("layers.0.qkv.joined", "unidirectional", 1)),
     "positions-from-1": ("model.onnx", weight("embeddings.position", lambda table: np.roll(table, -1, axis=0))),
     "another-token-pooled": ("model.onnx", weight("first", lambda index: np.int64(-1))),
@@ -232,7 +232,9 @@ WEIGHTS = {
     "one-int8-scale-halved": ("model_quantized.onnx", weight("layers.1.ffn_up.scale", scaled(0.5, 3)), "layers.1.ffn_up.scale[3]"),
     "one-int8-scale-1-percent-off": ("model_quantized.onnx", weight("layers.0.qkv.scale", scaled(1.01, 30)), "layers.0.qkv.scale[30]"),
     "an-int8-weight": ("model_quantized.onnx", weight("layers.0.ffn_up.int8", moved(-60, (2, 3))), "layers.0.ffn_up.int8[2, 3]"),
-    "an-int8-bias": ("model_quantized.onnx", weight("layers.1.ffn_norm.bias_moved", scaled(1.01, 6)), "layers.1.ffn_norm.bias_moved[6]"),
+    "an-int8-bias": ("model_quantized.onnx", weight("layers.1.ffn_norm.x_bias", one_up(6)), "layers.1.ffn_norm.x_bias[6]"),
+    "an-int8-word": ("model_quantized.onnx", weight("embeddings.word.int8", moved(1, (5, 3))), "embeddings.word.int8[5, 3]"),
+    "the-scale-of-a-word": ("model_quantized.onnx", weight("embeddings.word.scale", scaled(1.01, 9)), "embeddings.word.scale[9]"),
     "an-int8-norm": ("model_quantized.onnx", weight("layers.1.ffn_norm.weight", one_up(6)), "layers.1.ffn_norm.weight[6]"),
 }
 
@@ -261,6 +263,7 @@ def test_the_judge_names_a_weight_that_no_logit_shows(trial, tmp_path):
         pytest.param(Recipe("not evened", None), id="not-evened"),
         pytest.param(Recipe("some in float32", 0.5, ("layers.0.ffn_down", "layers.1.qkv")), id="some-in-float32"),
         pytest.param(Recipe("weights alone", None, (), True), id="weights-alone"),
+        pytest.param(Recipe("fixed scales", 0.7, fixed=True), id="fixed-scales"),
     ],
 )
 def test_every_recipe_passes_the_audit(recipe, trial):

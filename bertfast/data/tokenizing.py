@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bertfast.config import WHOLE_HEAD, TruncationConfig
 from bertfast.data.truncation import Cut, check_room, cutter, pieces
 from bertfast.errors import ConfigError, DataError
 from bertfast.machine import threads
@@ -26,6 +25,8 @@ from bertfast.packing import ahead
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from bertfast.config import TruncationConfig
 
 BLOCK_EXAMPLES = 512  # a thread's piece of work: the lists of ids of 512 MNLI pairs are 1 MB
 
@@ -41,16 +42,16 @@ class TokenBlock(NamedTuple):
     empty: int | None = None
 
 
-def check_cut(tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig) -> None:
+def check_cut(tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig | None = None) -> None:
     """Hold a truncation and a max_sequence_length against the kind of texts and the tokenizer.
 
     Raises:
         ConfigError: a truncation that pairs, a tokenizer without a Rust backend, or this max_sequence_length cannot have.
         DataError: where max_sequence_length has no room for the special tokens.
     """
-    if truncation.is_hierarchical and is_pair:
+    if truncation is not None and truncation.is_hierarchical and is_pair:
         raise ConfigError("bertfast.truncation.strategy = 'hierarchical' cuts single texts in pieces, and this task takes pairs of texts")
-    if truncation.strategy != "head" and not tokenizer.is_fast:
+    if truncation is not None and truncation.strategy != "head" and not tokenizer.is_fast:
         raise ConfigError(
             f"bertfast.truncation.strategy = {truncation.strategy!r} needs a fast tokenizer; {type(tokenizer).__name__} is none"
         )
@@ -58,7 +59,8 @@ def check_cut(tokenizer, max_sequence_length: int, is_pair: bool, truncation: Tr
     if max_sequence_length < special:
         kind = "a pair" if is_pair else "a text"
         raise DataError(f"max_sequence_length is {max_sequence_length}, but the special tokens of {kind} alone are {special}; raise it")
-    check_room(truncation, max_sequence_length - special)
+    if truncation is not None:
+        check_room(truncation, max_sequence_length - special)
 
 
 def tokenise(
@@ -67,13 +69,13 @@ def tokenise(
     tokenizer,
     max_sequence_length: int,
     num_workers: int | None = None,
-    truncation: TruncationConfig = WHOLE_HEAD,
+    truncation: TruncationConfig | None = None,
 ) -> Iterator[TokenBlock]:
     """Tokenise texts (or pairs of them) in order, truncated longest first to max_sequence_length tokens, [CLS] and [SEP] included.
 
     tokenizer: any tokenizer of transformers; it is copied, never changed. num_workers: threads, those of the process where left out; tokenizers
     without a Rust backend run in one, since Python's lock would keep more apart. truncation: which tokens are read of a text that is too
-    long; with "hierarchical" an example is all its pieces, each with special tokens of its own and all but the last of full length.
+    long (left out, its head); with "hierarchical" an example is all its pieces, each with special tokens of its own and all but the last of full length.
 
     Raises:
         ConfigError, DataError: as `check_cut`.
@@ -122,19 +124,21 @@ def _state_without_cuts(backend: Tokenizer) -> str:
 Encode = Callable[[Sequence[str], Sequence[str] | None], TokenBlock]
 
 
-def _fast(tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig) -> Encode:
+def _fast(tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig | None) -> Encode:
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.encode_special_tokens = tokenizer.split_special_tokens  # a copy of the backend forgets it
     return backend_encoder(backend, max_sequence_length, is_pair, truncation, cut_left=tokenizer.truncation_side == "left")
 
 
 def backend_encoder(
-    backend: Tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig = WHOLE_HEAD, cut_left: bool = False
+    backend: Tokenizer, max_sequence_length: int, is_pair: bool, truncation: TruncationConfig | None = None, cut_left: bool = False
 ) -> Encode:
     """What a tokenizer of the `tokenizers` library makes of texts, or of pairs: it loses its own truncation and padding here.
 
     Texts are encoded whole and cut afterwards: the library's truncation keeps every piece that it cuts off, and for a pair every piece of the
     one with every piece of the other; two texts of 6,000 words at 4 tokens were 36 million of them, and more than 16 GB.
+
+    truncation: left out, the head is read; so one who only answers need not import the configs (pydantic is 18 MB and 0.2 s).
     """
     backend.no_padding()
     backend.no_truncation()
@@ -145,7 +149,7 @@ def backend_encoder(
     def encode(text_a: Sequence[str], text_b: Sequence[str] | None) -> TokenBlock:
         encodings = backend.encode_batch_fast([*text_a, *(text_b or ())], add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
-        if truncation.is_hierarchical:
+        if truncation is not None and truncation.is_hierarchical:
             return _in_pieces(segments, ids, room, truncation)
         sequences = [ids] if text_b is None else [ids[: len(text_a)], ids[len(text_a) :]]
         found = [np.fromiter(map(len, sequence), dtype=np.int64, count=len(sequence)) for sequence in sequences]
@@ -203,7 +207,7 @@ def _in_pieces(segments: list[_Segment], ids: list[list[int]], room: int, trunca
     of_documents = [pieces(document, room, truncation) for document in ids]
     every = [piece for document in of_documents for piece in document]
     sizes = [np.fromiter(map(len, every), dtype=np.int64, count=len(every))]
-    block = _assembled(segments, [every], sizes, cutter(WHOLE_HEAD))
+    block = _assembled(segments, [every], sizes, cutter())
     counts = np.fromiter(map(len, of_documents), dtype=np.int64, count=len(ids))
     lengths = np.add.reduceat(block.lengths, np.cumsum(counts) - counts)
     read = ((n_pieces - 1) * (room - truncation.overlap) + room for n_pieces in counts.tolist())

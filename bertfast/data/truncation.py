@@ -6,20 +6,23 @@ Knows lists of token ids without special tokens, and how many there is room for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertfast.config import TruncationConfig
 from bertfast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bertfast.config import TruncationConfig
 
 Cut = Callable[[Sequence[int], int], Sequence[int]]  # (ids, how many to keep, which is not more than there are) -> those kept
 
 
-def cutter(truncation: TruncationConfig, cut_left: bool = False) -> Cut:
-    """How a text loses tokens. cut_left: what the tokenizer itself does, for the strategy "head"."""
-    if truncation.strategy == "head_tail":
+def cutter(truncation: TruncationConfig | None = None, cut_left: bool = False) -> Cut:
+    """How a text loses tokens; left out, at its end. cut_left: what the tokenizer itself does, for the strategy "head"."""
+    if truncation is not None and truncation.strategy == "head_tail":
         return lambda ids, keep: _head_and_tail(ids, keep, truncation.head_tokens)
-    if truncation.strategy == "tail" or cut_left:
+    if cut_left or (truncation is not None and truncation.strategy == "tail"):
         return lambda ids, keep: ids[len(ids) - keep :]
     return lambda ids, keep: ids[:keep]
 

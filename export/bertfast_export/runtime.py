@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
+import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     import onnxruntime
 
 CPU = "CPUExecutionProvider"
+WORDS = "embeddings.word.int8"  # an int8 file's table of words, half of its bytes
+# Field numbers of onnx.proto: ModelProto.graph, GraphProto.initializer, and of a TensorProto its lengths, name and bytes.
+_GRAPH, _INITIALIZER, _DIMS, _NAME, _RAW = 7, 5, 1, 8, 9
 _WHEELS = ("onnxruntime", "onnxruntime-gpu")
 _CUDA = ((27, "CUDA 13"), (19, "CUDA 12"), (0, "CUDA 11"))  # what onnxruntime-gpu 1.x from PyPI is built for, from which x on
 
@@ -83,6 +88,10 @@ def open_session(
         threads = machine.threads()
     if threads is not None:
         options.intra_op_num_threads = threads
+    table = None if isinstance(model, bytes) or wanted[0] != CPU else _mapped_words(Path(model))
+    if table is not None:
+        held = onnxruntime.OrtValue.ortvalue_from_numpy(table)
+        options.add_initializer(WORDS, held)
     source = model if isinstance(model, bytes) else str(model)
     name = "a graph in memory" if isinstance(model, bytes) else str(model)
     try:
@@ -91,7 +100,65 @@ def open_session(
         raise ExportError(f"{name}: onnxruntime {onnxruntime.__version__} cannot open it ({reason(error)})") from None
     if wanted[0] != CPU and session.get_providers()[0] != wanted[0]:  # it falls back to the CPU with a warning in the log, no more
         raise ExportError(f"{wanted[0]} could not be started. {_advice(wanted[0], onnxruntime)}")
+    if table is not None:
+        session.words = held  # onnxruntime reads it for as long as the session lives, and keeps no count of it
+        _give_back()
     return session
+
+
+def _mapped_words(path: Path) -> np.ndarray | None:
+    """The table of words [V, D] of an int8 file, mapped from the file: of 11.7 MB those pages alone are in memory whose words have come, once for
+    all sessions. None of a file that has none, or cannot be read, which onnxruntime then says better."""
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for graph in _fields(content, 0, len(content), _GRAPH):
+            for tensor in _fields(content, *graph, _INITIALIZER):
+                named = [content[begin:end] for begin, end in _fields(content, *tensor, _NAME)]
+                if named == [WORDS.encode()]:
+                    (begin, end), *_ = _fields(content, *tensor, _RAW)
+                    columns = [length for length, _ in _fields(content, *tensor, _DIMS)][-1]
+                    return np.frombuffer(content, dtype=np.int8, count=end - begin, offset=begin).reshape(-1, columns)
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _fields(content: mmap.mmap, begin: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+    """Of a protobuf message, (begin, end) of each field of that number; of a number (it, 0)."""
+
+    def varint() -> int:
+        nonlocal begin
+        value = shift = 0
+        while True:
+            byte = content[begin]
+            begin += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while begin < end:
+        key = varint()
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            found = (varint(), 0)
+        else:
+            length = varint() if kind == 2 else {1: 8, 5: 4}.get(kind, 0)
+            found = (begin, begin + length)
+            begin += length
+        if number == wanted:
+            yield found
+
+
+def _give_back() -> None:
+    """Ask glibc for what it holds and nobody uses: 8 MB, after a file was parsed. Other C libraries do it themselves, or cannot."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
 
 
 def input_types(session: Session) -> dict[str, type[np.integer]]:

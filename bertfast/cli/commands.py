@@ -72,6 +72,12 @@ def verify(arguments: Namespace) -> int:
     return 0
 
 
+def tune(arguments: Namespace) -> int:
+    exporter().check()
+    exporter().tune(arguments, tell_progress)
+    return 0
+
+
 def _one_block(arguments: Namespace) -> BertfastConfig | None:
     """The block of --config for `export` and `verify`, where it is given: of one task."""
     if not arguments.config:

@@ -1,4 +1,4 @@
-"""The command line: `bertfast train | eval | predict | validate | compile | export | verify | pretrain | sweep | convert`; `launch` is what `deepspeed launch.py` starts on every rank.
+"""The command line: `bertfast train | eval | predict | validate | compile | export | verify | tune | pretrain | sweep | convert`; `launch` is what `deepspeed launch.py` starts on every rank.
 
 What is heavy is imported by the command that needs it, once its config is known to be good: a bad flag or key is answered at once.
 """
@@ -68,6 +68,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "compile": commands.compile_kernels,
     "export": commands.export,
     "verify": commands.verify,
+    "tune": commands.tune,
     "pretrain": commands.pretrain,
     "sweep": commands.sweep,
     "convert": commands.convert,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bertfast.config import VARIANTS
+from bertfast.config import OPENVINO_VARIANTS, VARIANTS
 from bertfast.errors import ConfigError
 
 COMMANDS = {
@@ -26,6 +26,7 @@ COMMANDS = {
 EXPORT_COMMANDS = {
     "export": "turn a fine-tuned classifier into a folder of ONNX files that a judge has passed",
     "verify": "judge an exported folder anew: its files, its logits, its answers",
+    "tune": "measure an exported folder's variants on this CPU, and note the fastest in it",
 }
 LAUNCHED = ("train", "eval", "predict", "validate", "compile", "pretrain")  # what the deepspeed launcher may start
 WITH_CONFIG = (*LAUNCHED, "sweep")
@@ -265,9 +266,15 @@ FLAGS = (
     ),
     Flag(
         ("--variant",),
-        "which of its files (left out: fp16 on a GPU, optimized on a CPU)",
+        "which of its files (left out: what bertfast tune chose for this kind of machine; else fp16 on a GPU, optimized on a CPU)",
         commands=("predict",),
-        options={"choices": list(VARIANTS)},
+        options={"choices": [*VARIANTS, *OPENVINO_VARIANTS]},
+    ),
+    Flag(
+        ("--streams",),
+        "with --onnx, on a CPU: how many batches are computed side by side (left out: what bertfast tune chose; else 1)",
+        commands=("predict",),
+        options={"metavar": "N", "type": int},
     ),
     Flag(
         ("--output",),
@@ -297,13 +304,19 @@ FLAGS = (
     ),
 )
 
-# Of `export` and `verify`, which take a folder as their argument and need no config.
+# Of `export`, `verify` and `tune`, which take a folder as their argument and need no config.
 EXPORT_FLAGS = (
     Flag(("--output", "-o"), "the folder to write", commands=("export",), options={"metavar": "BUNDLE", "required": True}),
     Flag(
         ("--input",),
         "a file of texts, with labels or without, to judge on (left out: the eval_input of the config)",
         commands=("export", "verify"),
+        options={"metavar": "FILE"},
+    ),
+    Flag(
+        ("--input",),
+        "a file of texts as the bundle will meet them (left out: the lengths of those that it was verified on)",
+        commands=("tune",),
         options={"metavar": "FILE"},
     ),
     Flag(
@@ -322,7 +335,7 @@ EXPORT_FLAGS = (
     Flag(("--pairs",), "the model judges pairs of texts, and its folder does not say so", commands=("export",), options=_SWITCH),
     Flag(
         ("--variants",),
-        f"which files to write, of {', '.join(VARIANTS[:-1])} and {VARIANTS[-1]} (left out: all)",
+        f"which files to write, of {', '.join(VARIANTS)} and openvino (left out: all but openvino)",
         commands=("export",),
         options={"metavar": "LIST"},
     ),

@@ -53,7 +53,7 @@ def parse_command(argv: Sequence[str]) -> argparse.Namespace:
         command.take(*(flag for flag in FLAGS if name in flag.commands))
         command.set_defaults(parser=command)
     for name, summary in EXPORT_COMMANDS.items():
-        usage = "bertfast export [CPU|GPU] FOLDER -o BUNDLE [flags]" if name == "export" else "bertfast verify [CPU|GPU] BUNDLE [flags]"
+        usage = "bertfast export [CPU|GPU] FOLDER -o BUNDLE [flags]" if name == "export" else f"bertfast {name} [CPU|GPU] BUNDLE [flags]"
         description = f"{summary[0].upper()}{summary[1:]}."
         command = commands.add_parser(name, help=summary, description=description, usage=usage, allow_abbrev=False)
         command.add_argument("folder", metavar="FOLDER" if name == "export" else "BUNDLE", help="the folder to read")
@@ -140,8 +140,9 @@ def _checked(arguments: argparse.Namespace, extra: list[str], device: str | None
     if arguments.validate_only or arguments.compile_only:
         arguments.command = command = "validate" if arguments.validate_only else "compile"
     judging = command in ("eval", "predict")
-    if arguments.variant and not arguments.onnx:
-        parser.error("--variant is of an exported folder; name one with --onnx")
+    for name in ("variant", "streams"):
+        if vars(arguments)[name] is not None and not arguments.onnx:
+            parser.error(f"--{name} is of an exported folder; name one with --onnx")
     if arguments.config is None and not (judging and (arguments.checkpoint_path or arguments.onnx)):
         instead = ", or the folder of a fine-tuned model with --checkpoint_path" if judging else ""
         parser.error(f"--config is missing: name a config file, for example --config ds_mnli.json{instead}")

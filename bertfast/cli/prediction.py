@@ -102,7 +102,7 @@ def predict_onnx(arguments: Namespace) -> int:
 
     output = Output(arguments)
     with clean_stdout() as stdout:
-        classifier, block, task = exporter().load(arguments.onnx, arguments.variant, arguments.device)
+        classifier, block, task = exporter().load(arguments.onnx, arguments.variant, arguments.device, arguments.streams)
         for split, rows in _rows_to_read(block, task, arguments, output, Path(arguments.onnx)):
             assert rows is not None, "a bundle's block names no function"
             output.write(stdout, rows.task, split, classifier.logits(rows.text_a, rows.text_b), rows)

@@ -1,4 +1,5 @@
 from .blocks import HEAD_KEY as HEAD_KEY
+from .blocks import OPENVINO_VARIANTS as OPENVINO_VARIANTS
 from .blocks import VARIANTS as VARIANTS
 from .blocks import WHOLE_HEAD as WHOLE_HEAD
 from .blocks import Block as Block

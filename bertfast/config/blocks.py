@@ -6,8 +6,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Variant = Literal["portable", "optimized", "fp16", "int8", "packed_cpu"]  # of an exported classifier
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
+Variant = Literal["portable", "optimized", "fp16", "int8", "packed_cpu", "openvino"]  # of an exported classifier
+# What is written where nobody says: OpenVINO is an install of its own.
+VARIANTS: tuple[Variant, ...] = tuple(name for name in get_args(Variant) if name != "openvino")
+OPENVINO_VARIANTS = ("openvino", "openvino-bf16", "openvino-int8", "openvino-int8-bf16")  # how a bundle's files for OpenVINO may be run
 HEAD_KEY = "bertfast_head"  # of config.json, where the head is not transformers' own
 
 
@@ -252,7 +254,7 @@ class ExportConfig(Block):
     """What `bertfast train` exports once it has trained; an empty block means all the defaults. Needs the packages of bertfast[export]."""
 
     output: str | None = None  # the bundle's folder; left out: run.model_dir/onnx
-    variants: tuple[Variant, ...] = Field(VARIANTS, min_length=1)
+    variants: tuple[Variant, ...] = Field(VARIANTS, min_length=1)  # "openvino" needs the packages of bertfast[openvino]
     opset: int = Field(default=20, ge=18, le=23)
     integers: Literal["int64", "int32"] = "int64"  # of the inputs
     layout: Literal["flat", "triton"] = "flat"

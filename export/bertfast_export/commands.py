@@ -95,7 +95,26 @@ def verify(arguments: Namespace, block: BertfastConfig | None, say: Callable[[st
         verify_bundle(arguments.folder, arguments.checkpoint_path, data, _PROVIDERS[arguments.device], say)
 
 
-def load(folder: str, variant: str | None, device: str | None) -> tuple[OnnxClassifier, BertfastConfig, Task]:
+def tune(arguments: Namespace, say: Callable[[str], None]) -> None:
+    """`bertfast tune`; see `tune_bundle` for what it raises."""
+    from bertfast.tasks import get_task
+    from bertfast.weights import load_tokenizer, read_config, task_of_model
+    from bertfast_export.bundle import bundle_block, from_file
+    from bertfast_export.tuning import tune_bundle
+
+    lengths = None
+    if arguments.input:
+        folder, block = Path(arguments.folder), bundle_block(arguments.folder)
+        bert = read_config(folder)
+        task = task_of_model(get_task(block.task), bert, folder)
+        assert block.eval_input is not None, "an export writes it into the bundle's block"
+        with TemporaryDirectory(prefix="bertfast-") as scratch:
+            splits = from_file(block, arguments.input, scratch)(task, load_tokenizer(folder, bert), block.eval_input.max_sequence_length)
+            lengths = next(iter(splits.values())).lengths.copy()
+    tune_bundle(arguments.folder, lengths, say)
+
+
+def load(folder: str, variant: str | None, device: str | None, streams: int | None = None) -> tuple[OnnxClassifier, BertfastConfig, Task]:
     """A bundle's classifier on a device, the config block that it carries, and its task.
 
     Raises:
@@ -106,6 +125,6 @@ def load(folder: str, variant: str | None, device: str | None) -> tuple[OnnxClas
     from bertfast_export.bundle import bundle_block
     from bertfast_export.classifier import OnnxClassifier
 
-    classifier = OnnxClassifier.from_bundle(folder, variant, _PROVIDERS[device])
+    classifier = OnnxClassifier.from_bundle(folder, variant, _PROVIDERS[device], streams=streams)
     block = bundle_block(folder)
     return classifier, block, task_of_model(get_task(block.task), read_config(Path(folder)), Path(folder))

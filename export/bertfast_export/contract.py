@@ -20,6 +20,16 @@ VARIANTS = {"portable": "model.onnx", "optimized": "model_optimized.onnx", "fp16
 VARIANTS |= {"packed_cpu": "model_packed_cpu.onnx"}
 PACKED_FILE = "model_packed.onnx"
 HALF_FILES = ("model_fp16.onnx", "model_packed.onnx")
+# What OpenVINO computes with: file and precision of what is not in int8, by the variant's name. `export` knows them all as "openvino".
+OPENVINO = "openvino"
+OPENVINO_VARIANTS = {
+    "openvino": ("openvino/openvino_model.xml", "f32"),
+    "openvino-bf16": ("openvino/openvino_model.xml", "bf16"),
+    "openvino-int8": ("openvino/openvino_model_int8.xml", "f32"),
+    "openvino-int8-bf16": ("openvino/openvino_model_int8.xml", "bf16"),
+}
+_PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
+FACTS = "bertfast"  # in an IR's rt_info: what an ONNX file has in its metadata_props
 TOKENIZER_FILE = "tokenizer.json"
 RECORD_FILE, PAGE_FILE = "verification.json", "verification.md"
 LAYOUTS = ("flat", "triton")
@@ -38,7 +48,22 @@ RUNTIMES = {
     "model_quantized.onnx": _ONNX_RUNTIME_ALONE,
     "model_packed_cpu.onnx": "every runtime that has opset 23; made for ONNX Runtime's CPU provider",
     PACKED_FILE: "ONNX Runtime's CUDA provider alone",
+    "openvino/openvino_model.xml in float32": "OpenVINO with INFERENCE_PRECISION_HINT=f32 and EXECUTION_MODE_HINT=ACCURACY",
+    "openvino/openvino_model.xml in bfloat16": "OpenVINO with INFERENCE_PRECISION_HINT=bf16, on a CPU that has it",
+    "openvino/openvino_model_int8.xml in float32": "OpenVINO with INFERENCE_PRECISION_HINT=f32: what is not in int8 computes in float32",
+    "openvino/openvino_model_int8.xml in bfloat16": "OpenVINO with INFERENCE_PRECISION_HINT=bf16, on a CPU that has it",
 }
+
+
+def verdict_name(variant: str) -> str:
+    """What the record calls an OpenVINO variant: one file is judged in each precision that it may be run in."""
+    file, precision = OPENVINO_VARIANTS[variant]
+    return f"{file} in {_PRECISIONS[precision]}"
+
+
+def openvino_variant(name: str) -> str | None:
+    """The OpenVINO variant that the record calls so; None of an ONNX file."""
+    return next((variant for variant in OPENVINO_VARIANTS if verdict_name(variant) == name), None)
 
 
 @dataclass(frozen=True)
@@ -54,8 +79,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in self.variants:
-            if name not in VARIANTS:
-                raise ConfigError(f"variant {name!r}: there is no such variant; known: {', '.join(VARIANTS)}")
+            if name not in (*VARIANTS, OPENVINO):
+                raise ConfigError(f"variant {name!r}: there is no such variant; known: {', '.join((*VARIANTS, OPENVINO))}")
         if not self.variants:
             raise ConfigError(f"variants is empty; name one or more of {', '.join(VARIANTS)}")
         check_opset(self.opset)
@@ -63,6 +88,8 @@ class Options:
             raise ConfigError(f"integers = {self.integers!r}: the inputs are int64 or int32")
         if self.layout not in LAYOUTS:
             raise ConfigError(f"layout {self.layout!r}: there is no such layout; known: {', '.join(LAYOUTS)}")
+        if self.layout == "triton" and OPENVINO in self.variants:
+            raise ConfigError("layout 'triton' holds ONNX models, and variants name openvino; leave out the one or the other")
         if self.max_sequence_length is not None and self.max_sequence_length < SHORTEST:
             raise ConfigError(f"max_sequence_length = {self.max_sequence_length}: [CLS] and [SEP] alone are {SHORTEST} tokens; give more")
 

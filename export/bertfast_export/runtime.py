@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.metadata
@@ -155,10 +156,8 @@ def _fields(content: mmap.mmap, begin: int, end: int, wanted: int) -> Iterator[t
 
 def _give_back() -> None:
     """Ask glibc for what it holds and nobody uses: 8 MB, after a file was parsed. Other C libraries do it themselves, or cannot."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass
 
 
 def input_types(session: Session) -> dict[str, type[np.integer]]:

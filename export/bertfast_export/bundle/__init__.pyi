@@ -5,5 +5,6 @@ from .planned import bundle_folder as bundle_folder
 from .planned import check_planned as check_planned
 from .planned import refuse_place as refuse_place
 from .record import bundle_block as bundle_block
+from .record import read_record as read_record
 from .source import Candidate as Candidate
 from .verify import verify_bundle as verify_bundle

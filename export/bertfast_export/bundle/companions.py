@@ -29,7 +29,7 @@ from bertfast.weights import load_tokenizer, read_config
 from bertfast.wording import reason
 from bertfast_export.bundle.record import bundle_block
 from bertfast_export.bundle.triton import LABELS_FILE, in_a_line, write_triton
-from bertfast_export.contract import A_PAIR, INPUTS, ONE_TEXT, RECORD_FILE, TOKENIZER_FILE, Options
+from bertfast_export.contract import A_PAIR, INPUTS, ONE_TEXT, OPENVINO, RECORD_FILE, TOKENIZER_FILE, Options
 from bertfast_export.runtime import sha256_of
 
 if TYPE_CHECKING:
@@ -200,6 +200,8 @@ def _claims(folder: Path, checkpoint: Mapping[str, str]) -> Iterator[Claim]:
     yield from _tokenizer_claims(folder)
     for path in _models(folder):
         yield from _model_claims(path.relative_to(folder).as_posix(), path)
+    for path in sorted(folder.glob(f"{OPENVINO}/*.xml")):
+        yield from _ir_claims(path.relative_to(folder).as_posix(), path)
 
 
 def _tokenizer_claims(folder: Path) -> Iterator[Claim]:
@@ -226,12 +228,26 @@ def _tokenizer_claims(folder: Path) -> Iterator[Claim]:
 def _model_claims(name: str, path: Path) -> Iterator[Claim]:
     """What an ONNX file says of itself."""
     model = onnx.load(path, load_external_data=False)
-    facts = {item.key: item.value for item in model.metadata_props}
+    yield "the number of outputs", name, model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    yield from _claims_of_facts(name, {item.key: item.value for item in model.metadata_props})
+
+
+def _ir_claims(name: str, path: Path) -> Iterator[Claim]:
+    """What an IR says of itself."""
+    import openvino
+
+    from bertfast_export.openvino_runtime import facts_of
+
+    model = openvino.Core().read_model(str(path))
+    yield "the number of outputs", name, model.outputs[0].partial_shape[1].get_length()
+    yield from _claims_of_facts(name, facts_of(model))
+
+
+def _claims_of_facts(name: str, facts: Mapping[str, str]) -> Iterator[Claim]:
     steps = json.loads(facts["preprocessing"])
     yield "the longest sequence", name, int(facts["max_sequence_length"])
     yield "the side that is cut", name, steps["truncation_side"]
     yield "the texts", name, A_PAIR if steps["texts"].startswith(A_PAIR) else ONE_TEXT
-    yield "the number of outputs", name, model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     yield "the kind of answer", name, _KINDS[facts["task"] == "text-regression"]
     yield "the labels", name, json.loads(facts["labels"]) or None
     yield "the checkpoint", name, json.loads(facts["checkpoint_sha256"])

@@ -22,9 +22,11 @@ from bertfast_export.bundle.planned import refuse_place
 from bertfast_export.bundle.rejected import write_rejected
 from bertfast_export.bundle.source import Candidate
 from bertfast_export.bundle.verdicts import Say, judge_file, summary
-from bertfast_export.contract import PACKED_FILE, VARIANTS, Options
+from bertfast_export.contract import OPENVINO, OPENVINO_VARIANTS, PACKED_FILE, VARIANTS, Options
 from bertfast_export.graphs import Network, fused_graph, packed_graph, portable_graph, save_model, stream_graph
+from bertfast_export.ir import write_openvino
 from bertfast_export.judge import Answers, CheckpointWeights, Evidence, Verdict, checkpoint_hashes, eager_logits, make_cases, write_evidence
+from bertfast_export.openvino_runtime import check_openvino
 from bertfast_export.runtime import check_onnx, check_wheels
 
 
@@ -46,6 +48,8 @@ def export_bundle(
     options, started = options or Options(), datetime.now(UTC)
     check_onnx()
     check_wheels()
+    if OPENVINO in options.variants:
+        check_openvino()
     final = named(output)
     folders.recover(final)
     refuse_place(final, folder)
@@ -84,6 +88,25 @@ def _fill(
         if variant in source.skipped:
             say(f"{file}: not written; {source.skipped[variant]}")
             continue
+        if variant == OPENVINO:
+            written = write_openvino(
+                beside,
+                network,
+                cases,
+                answers,
+                evidence,
+                weights,
+                options.integers,
+                lambda name: metadata_of(source, name, hashes, tokenizer_sha256),
+                say,
+            )
+            notes.setdefault("skipped", {}).update(written.notes.pop("skipped", {}))
+            notes |= written.notes
+            for verdict in written.verdicts:
+                verdicts.append(verdict)
+                _refuse(verdict, beside / OPENVINO_VARIANTS[OPENVINO][0], final, hashes)
+                say(f"{verdict.file}: passed; {summary(verdict)}")
+            continue
         if variant == "int8":
             found = search(network, evidence, options, metadata, say)
             notes["int8_search"] = found.to_dict()
@@ -108,9 +131,7 @@ def _fill(
             say(f"{file}: not written; {verdict.fault}")
             continue
         verdicts.append(verdict)
-        if verdict.fault is not None:
-            place = write_rejected(final, beside / file, verdict, hashes)
-            raise VerificationError(f"{file}: {verdict.fault}\nNothing was written to {final}; the failing case is in {place}")
+        _refuse(verdict, beside / file, final, hashes)
         say(f"{file}: passed; {summary(verdict)}")
     write_evidence(beside, cases, answers, evidence)
     write_companions(beside, source, options)
@@ -120,3 +141,10 @@ def _fill(
         )
     record.write_record(beside, {"name": source.name, "sha256": hashes}, verdicts, notes, started)
     return verdicts
+
+
+def _refuse(verdict: Verdict, model: Path, final: Path, hashes: dict[str, str]) -> None:
+    """Raise VerificationError for a file with a fault, and leave its failing case beside the bundle's place."""
+    if verdict.fault is not None:
+        place = write_rejected(final, model, verdict, hashes)
+        raise VerificationError(f"{verdict.file}: {verdict.fault}\nNothing was written to {final}; the failing case is in {place}")

@@ -85,7 +85,8 @@ def hashes_of(folder: Path) -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Of Python, bertfast and whatever of its tools is loaded."""
     loaded = {
-        name: getattr(sys.modules.get(name), "__version__", None) for name in ("torch", "transformers", "onnx", "onnxruntime", "numpy")
+        name: getattr(sys.modules.get(name), "__version__", None)
+        for name in ("torch", "transformers", "onnx", "onnxruntime", "openvino", "numpy")
     }
     return {"python": platform.python_version(), "bertfast": __version__, **{name: str(said) for name, said in loaded.items() if said}}
 
@@ -166,10 +167,15 @@ def _faults(record: dict[str, Any]) -> list[str]:
 
 
 def _recipes(record: dict[str, Any]) -> list[str]:
-    search = record.get("int8_search")
-    if not search:
-        return []
-    lines = ["## The search for an int8 recipe", "", search["outcome"], ""]
+    lines = []
+    for key, of in (("int8_search", ""), ("openvino_int8_search", " for OpenVINO")):
+        if record.get(key):
+            lines += _recipe(record[key], f"## The search for an int8 recipe{of}")
+    return lines
+
+
+def _recipe(search: dict[str, Any], title: str) -> list[str]:
+    lines = [title, "", search["outcome"], ""]
     if search["tried"]:
         lines += ["| recipe | products in int8 | same answer | points of the metric lost |", "| --- | --- | --- | --- |"]
         for tried in search["tried"]:

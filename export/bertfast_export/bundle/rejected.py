@@ -27,18 +27,35 @@ logits = session.run(["logits"], {{name: case[name].astype(kind) for name, kind 
 print("given", logits, "expected", case["expected"], "apart by", np.abs(logits - case["expected"]).max(), sep="\\n")
 '''
 
+_OPENVINO_SCRIPT = '''"""Runs the case on which this file was refused: python reproduce.py (needs numpy and openvino)."""
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+
+here = Path(__file__).parent
+case = np.load(here / "case.npz")
+hints = {{"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_PRECISION_HINT": "f32"}}
+request = openvino.Core().compile_model(here / "{file}", "CPU", hints).create_infer_request()
+request.infer({{name: case[name] for name in ("input_ids", "attention_mask", "token_type_ids")}})
+logits = request.get_tensor("logits").data
+print("given", logits, "expected", case["expected"], "apart by", np.abs(logits - case["expected"]).max(), sep="\\n")
+'''
+
 
 def write_rejected(final: Path, model: Path, verdict: Verdict, hashes: dict[str, str]) -> Path:
     """Write OUTPUT.rejected beside the place of a bundle: the file, the failing case, a script that runs it, and the verdict. Gives the folder."""
     place = final.with_name(f"{final.name}.rejected")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    for part in model.parent.glob(f"{model.name}*"):
+    is_ir = model.suffix == ".xml"
+    for part in model.parent.glob(f"{model.stem}.*" if is_ir else f"{model.name}*"):
         shutil.move(part, place / part.name)
     if verdict.failing is not None:
         np.savez_compressed(place / "case.npz", **verdict.failing)  # type: ignore[arg-type]  # as if an array might be named allow_pickle
         with replacing(place / "reproduce.py") as script:
-            script.write(_SCRIPT.format(file=model.name))
+            script.write((_OPENVINO_SCRIPT if is_ir else _SCRIPT).format(file=model.name))
     with replacing(place / "verdict.json") as file:
         said = {**verdict.to_dict(), "file": model.name, "sha256": sha256_of(place / model.name), "checkpoint_sha256": hashes}
         json.dump(said, file, indent=2, ensure_ascii=False)

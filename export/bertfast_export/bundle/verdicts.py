@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bertfast_export.contract import PACKED_FILE
-from bertfast_export.judge import NOT_RUN, Answers, Case, CheckpointWeights, Evidence, KeptWeights, Verdict, judge, judge_packed
+from bertfast_export.contract import PACKED_FILE, openvino_variant
+from bertfast_export.judge import (
+    NOT_RUN,
+    Answers,
+    Case,
+    CheckpointWeights,
+    Evidence,
+    KeptWeights,
+    Verdict,
+    judge,
+    judge_openvino,
+    judge_packed,
+)
 
 Say = Callable[[str], None]
 
@@ -20,6 +31,8 @@ def judge_file(
     weights: Sequence[CheckpointWeights | KeptWeights],
     providers: Sequence[str] | None = None,
 ) -> Verdict:
+    if (variant := openvino_variant(file)) is not None:
+        return judge_openvino(model, variant, cases, answers, evidence, weights)
     if file == PACKED_FILE:
         return judge_packed(model, cases, answers, evidence, weights)
     return judge(model, file, cases, answers, evidence, providers=providers, weights=weights)

@@ -15,7 +15,7 @@ from bertfast_export.bundle.examples import Data
 from bertfast_export.bundle.record import bundle_block
 from bertfast_export.bundle.source import Candidate
 from bertfast_export.bundle.verdicts import Say, judge_file, summary
-from bertfast_export.contract import Options
+from bertfast_export.contract import OPENVINO_VARIANTS, Options, openvino_variant
 from bertfast_export.judge import Answers, CheckpointWeights, Evidence, KeptEvidence, KeptWeights, Verdict, checkpoint_hashes, eager_logits
 from bertfast_export.runtime import check_onnx, check_wheels
 
@@ -52,7 +52,8 @@ def verify_bundle(
     for file, earlier in noted["verdicts"].items():
         hashes = earlier.get("weights", {}).get("sha256")  # a bundle of an earlier bertfast has none
         weights: list[CheckpointWeights | KeptWeights] = [*checkpoint_weights, *([KeptWeights(hashes)] if hashes else [])]
-        model = next(path.glob(f"**/{file}"))
+        variant = openvino_variant(file)
+        model = next(path.glob(f"**/{file}")) if variant is None else path / OPENVINO_VARIANTS[variant][0]
         verdict = judge_file(model, file, kept.cases, answers or kept.answers, evidence, weights, providers)
         verdicts.append(verdict)
         say(f"{file}: {verdict.fault or 'passed; ' + summary(verdict)}")

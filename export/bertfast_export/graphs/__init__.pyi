@@ -1,5 +1,9 @@
 from .fused import fused_graph as fused_graph
 from .network import portable_graph as portable_graph
+from .openvino import evenness as evenness
+from .openvino import ir_of as ir_of
+from .openvino import openvino_graph as openvino_graph
+from .openvino import save_ir as save_ir
 from .operators import Network as Network
 from .packed import packed_graph as packed_graph
 from .quantized import Recipe as Recipe

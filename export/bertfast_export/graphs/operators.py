@@ -116,13 +116,17 @@ class Operators:
     def embeddings(self, input_ids: str, token_type_ids: str) -> str:
         """Ids [B, S] -> [B, S, D]."""
         add = self.graph.add
-        words = add("Gather", [self.weight("embeddings.word"), input_ids], "embeddings.words")
+        words = self.words(input_ids)
         segments = add("Gather", [self.weight("embeddings.segment"), token_type_ids], "embeddings.segments")
         width = add("Shape", [input_ids], "embeddings.width", start=1, end=2)
         bounds = [self.constant("embeddings.begin", [0], np.int64), width]
         positions = add("Slice", [self.weight("embeddings.position"), *bounds], "embeddings.positions")
         summed = add("Add", [add("Add", [words, segments], "embeddings.words_and_segments"), positions], "embeddings.sum")
         return self.layer_norm(summed, "embeddings", "embeddings.norm")
+
+    def words(self, input_ids: str) -> str:
+        """Ids [B, S] -> rows of the vocabulary's table [B, S, D]."""
+        return self.graph.add("Gather", [self.weight("embeddings.word"), input_ids], "embeddings.words")
 
     def layer_norm(self, x: str, weights: str, name: str) -> str:
         parts = [x, self.weight(f"{weights}.weight"), self.weight(f"{weights}.bias")]

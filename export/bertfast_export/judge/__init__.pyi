@@ -5,13 +5,16 @@ from .cases import make_cases as make_cases
 from .evidence import KeptEvidence as KeptEvidence
 from .evidence import eager_logits as eager_logits
 from .evidence import write_evidence as write_evidence
+from .openvino_trial import judge_openvino as judge_openvino
 from .packed_trial import NOT_RUN as NOT_RUN
 from .packed_trial import judge_packed as judge_packed
+from .packed_trial import sampled as sampled
 from .reference import Answers as Answers
 from .reference import checkpoint_hashes as checkpoint_hashes
 from .trial import agree as agree
 from .trial import batches_of as batches_of
 from .trial import judge as judge
+from .trial import judge_session as judge_session
 from .trial import run_cases as run_cases
 from .verdict import BUDGETS as BUDGETS
 from .verdict import Evidence as Evidence

@@ -61,7 +61,11 @@ class KeptWeights:
 
     def audit(self, model: onnx.ModelProto, half: bool) -> Audit:
         """Compare hashes. `half` is of no account here."""
-        found = {tensor.name: hash_of(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+        return self.compare(_initializers(model), half)
+
+    def compare(self, given: Mapping[str, np.ndarray], half: bool = False) -> Audit:
+        """The same of weights and constants by name."""
+        found = {name: hash_of(values) for name, values in given.items()}
         changed = sorted(name for name in found.keys() | self._hashes.keys() if found.get(name) != self._hashes.get(name))
         fault = None
         if changed:
@@ -99,7 +103,10 @@ class CheckpointWeights:
 
     def audit(self, model: onnx.ModelProto, half: bool) -> Audit:
         """Compare every initializer of a graph. half: its weights are float16."""
-        given = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        return self.compare(_initializers(model), half)
+
+    def compare(self, given: Mapping[str, np.ndarray], half: bool = False) -> Audit:
+        """The same of weights and constants by name."""
         found = Audit({name: hash_of(values) for name, values in given.items()})
         faults, seen, apart = [], set(), [0.0]
         for name, values in given.items():
@@ -109,6 +116,8 @@ class CheckpointWeights:
                 faults.append(_difference(name, values, wanted))
             elif name in self.constants:
                 faults.append(_difference(name, values, self.constants[name]))
+            elif name.endswith((".least", ".largest")) and f"{name.rpartition('.')[0]}.int8" in given:
+                faults.append(_span(name.rpartition(".")[0], given))
             elif name.endswith(".int8"):
                 product = name.removesuffix(".int8")
                 seen.add(product if product in self.tensors else f"{product}.weight")
@@ -176,6 +185,10 @@ class CheckpointWeights:
         return None, float(apart[at])
 
 
+def _initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
 def hash_of(values: np.ndarray) -> str:
     """The SHA-256 of an array: its type, its shape and its bytes."""
     return hashlib.sha256(f"{values.dtype.str} {list(values.shape)} ".encode() + np.ascontiguousarray(values).tobytes()).hexdigest()
@@ -214,10 +227,11 @@ def _constants(config: BertConfig) -> dict[str, np.ndarray]:
     size, heads = config.hidden_size, config.num_attention_heads
     is_tanh = config.hidden_act in ("gelu_new", "gelu_pytorch_tanh")
     floats = {"zero": 0.0, "one": 1.0, "half": 0.5, "masked": np.finfo(np.float32).min, "heads.scale": (size // heads) ** -0.5}
-    floats |= {"gelu.cubic": 0.044715, "gelu.slope": (2 / np.pi) ** 0.5 if is_tanh else 0.5**0.5}
+    floats |= {"gelu.cubic": 0.044715, "gelu.slope": (2 / np.pi) ** 0.5 if is_tanh else 0.5**0.5, "masked.openvino": -(2.0**100)}
     gelu_top = 255 - _GELU_ZERO
     floats |= {"tiny": 1e-20, "gelu.least_step": _GELU_FLOOR / _GELU_ZERO, "by_row.127": 1 / 127, f"by_row.{gelu_top}": 1 / gelu_top}
     integers = {"mask.axes": [1, 2], "embeddings.begin": [0], "first": 0, "last_axis": [-1]}
+    integers |= {"first.begin": [0], "first.end": [1], "first.axis": [1]}
     integers |= {"heads.split": [0, 0, heads, size // heads], "heads.join": [0, 0, size]}
     integers |= {"packed.first": [0], **{f"head.axis{axis}": [axis] for axis in (1, 2)}}
     integers |= {"stream.flat": [-1], "stream.one": 1, "stream.parts": 3, "stream.halves": 2, "stream.ones_axis": [1, 1], "stream.any": [1]}
@@ -264,6 +278,15 @@ def _by_blocks(product: str, weight: np.ndarray, levels: np.ndarray, scale: np.n
     at = np.unravel_index(int(apart.argmax()), apart.shape)
     if not apart[at] <= 0.5 + 1e-3:
         return f"its weight {product}.int8{list(map(int, at))} is {levels[at]}, where {grouped[at] / wanted[at[0], at[1], 0] + 128:.5g} is meant"
+    return None
+
+
+def _span(product: str, given: Mapping[str, np.ndarray]) -> str | None:
+    """What uint8 tells apart of a product's inputs: from a least value, 0 or below, to a largest, 0 being one of the 256 levels."""
+    least, largest = (float(given.get(f"{product}.{end}", np.nan)) for end in ("least", "largest"))
+    step = (largest - least) / 255
+    if not (least <= 0 <= largest and step > 0 and abs(least / step - round(least / step)) <= 1e-3):
+        return f"{product}: its inputs are to lie from {least:.6g} to {largest:.6g}, of which 0 must be one of 256 levels"
     return None
 
 

@@ -61,11 +61,12 @@ def write_evidence(folder: Path, cases: list[Case], answers: Answers, evidence: 
         arrays |= {f"case{index}.exact": answers.exact[index], f"case{index}.rounded": answers.rounded[index]}
     for part in evidence:
         arrays |= {f"data.{part.name}.logits": part.logits, f"data.{part.name}.hash": np.array(hash_of(part.dataset))}
+        arrays |= {f"data.{part.name}.lengths": _narrow(np.asarray(part.dataset.lengths))}
     np.savez_compressed(folder / EVIDENCE_FILE, **arrays)  # type: ignore[arg-type]  # as if an array might be named allow_pickle
 
 
 class KeptEvidence:
-    """verification.npz, read back.
+    """verification.npz, read back. lengths: the tokens [n] of each example, by split; a bundle of an earlier bertfast has none.
 
     Raises:
         ExportError: where it cannot be read.
@@ -88,6 +89,11 @@ class KeptEvidence:
             key[len("data.") : key.rindex(".")]: array
             for key, array in arrays.items()
             if key.startswith("data.") and key.endswith(".logits")
+        }
+        self.lengths = {
+            key.split(".")[1]: array.astype(np.int64)
+            for key, array in arrays.items()
+            if key.startswith("data.") and key.endswith(".lengths")
         }
         self._hashes = {
             key[len("data.") : key.rindex(".")]: str(array)

@@ -59,7 +59,7 @@ def judge_packed(
         verdict.grid["run_by"] = CUDA
     else:
         _judge_form(model, verdict)
-        session, evidence = Reading(model), [_sampled(part) for part in evidence]
+        session, evidence = Reading(model), [sampled(part, _READ) for part in evidence]
     if verdict.fault is None:
         judge_session(session, *_answered(cases, answers), evidence, verdict)
     if verdict.fault is None:
@@ -110,6 +110,7 @@ def _answered(cases: list[Case], answers: Answers) -> tuple[list[Case], Answers]
     return kept, Answers(exact, rounded)
 
 
-def _sampled(part: Evidence) -> Evidence:
-    rows = np.unique(np.linspace(0, len(part.dataset) - 1, min(len(part.dataset), _READ)).astype(np.int64))
+def sampled(part: Evidence, count: int) -> Evidence:
+    """At most `count` examples of a split, evenly spread."""
+    rows = np.unique(np.linspace(0, len(part.dataset) - 1, min(len(part.dataset), count)).astype(np.int64))
     return Evidence(part.name, _Part(part.dataset, rows), part.logits[rows])

@@ -16,7 +16,7 @@ import numpy as np
 
 from bertfast.tasks import compute_metrics, softmax
 from bertfast_export.contract import HALF_FILES
-from bertfast_export.judge.audit import CheckpointWeights, KeptWeights
+from bertfast_export.judge.audit import Audit, CheckpointWeights, KeptWeights
 from bertfast_export.judge.cases import Case
 from bertfast_export.judge.reference import Answers
 from bertfast_export.judge.verdict import BUDGETS, Budget, Evidence, Examples, Verdict
@@ -172,9 +172,14 @@ def judge_weights(model: Path, weights: Sequence[CheckpointWeights | KeptWeights
         return
     import onnx
 
-    proto, faults = onnx.load(model), []
-    for known in weights:
-        found = known.audit(proto, verdict.file in HALF_FILES)
+    proto = onnx.load(model)
+    add_audits([known.audit(proto, verdict.file in HALF_FILES) for known in weights], answers, verdict)
+
+
+def add_audits(audits: Sequence[Audit], answers: Answers, verdict: Verdict) -> None:
+    """Put what audits have found into a verdict without a fault, or with one of the mean alone."""
+    faults = []
+    for found in audits:
         verdict.weights |= found.to_dict()
         faults += [found.fault] if found.fault is not None else []
     if faults:

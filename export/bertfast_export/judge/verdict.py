@@ -9,6 +9,7 @@ import numpy as np
 
 from bertfast.packing import PackedBatch
 from bertfast.tasks import Task
+from bertfast_export.contract import verdict_name
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ BUDGETS = {
     "model_fp16.onnx": Budget(logits=5e-2, probabilities=1e-2, rounding=None, mean=5e-3, agreement=0.998, metric=0.2),
     "model_packed.onnx": Budget(logits=5e-2, probabilities=1e-2, rounding=None, mean=5e-3, agreement=0.998, metric=0.2),
     "model_quantized.onnx": Budget(logits=1.0, probabilities=0.25, rounding=None, mean=5e-2, agreement=0.99, metric=0.5),
+}
+# The same files' budgets go for OpenVINO. bfloat16 has 8 bits.
+BUDGETS |= {
+    verdict_name("openvino"): BUDGETS["model.onnx"],
+    verdict_name("openvino-bf16"): Budget(logits=0.4, probabilities=0.1, rounding=None, mean=3e-2, agreement=0.995, metric=0.3),
+    verdict_name("openvino-int8"): BUDGETS["model_quantized.onnx"],
+    verdict_name("openvino-int8-bf16"): BUDGETS["model_quantized.onnx"],
 }
 
 

@@ -1,0 +1,1 @@
+from .files import write_openvino as write_openvino

@@ -1,0 +1,125 @@
+"""The search for an int8 recipe for OpenVINO: static scales, tried on OpenVINO itself; the one with most of the eager model's answers among the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bertfast_export.contract import verdict_name
+from bertfast_export.graphs import Network, Recipe, Statistics, evenness, int8_share, ir_of, measure, openvino_graph, product_names
+from bertfast_export.judge import BUDGETS, Answers, Case, Evidence, Verdict, batches_of, judge_session, make_cases, sampled
+from bertfast_export.openvino_runtime import open_openvino
+
+_SAMPLE = 512  # examples whose activations are measured
+_ASKED = 2000  # examples, over all splits, that a recipe is tried on
+_WANTED = 0.995  # of the answers: the search goes on below, though a bundle takes what keeps its budget
+_OTHER_SEED, _MADE_UP = 21, 600  # of made-up batches whose activations are measured: not the grid's own; and tokens of each at most
+_LEAST_SHARE = 0.4  # of the work in int8
+_STRENGTHS = (0.85, 0.7, 0.95)
+
+
+@dataclass
+class Found:
+    """What a search came to: the graph, or None, and a line that says why."""
+
+    outcome: str
+    graph: onnx.ModelProto | None = None
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For verification.json."""
+        return {"outcome": self.outcome, "tried": self.tried}
+
+
+def search(
+    network: Network, cases: list[Case], answers: Answers, evidence: list[Evidence], integers: str, say: Callable[[str], None]
+) -> Found:
+    """Recipes from the fastest on, each held by the judge to the grid and to examples: all products in int8 first, of which that with most of the answers
+    counts; then with ever more of the noisiest in float. The first with 99.5 % of the answers wins, or else the best that keeps its budget."""
+    if not evidence:
+        return Found("none is written: without examples there is nothing to hold an int8 recipe against")
+    statistics = _statistics(network, evidence)
+    some = [sampled(part, _ASKED // len(evidence)) for part in evidence]
+    found, best = Found(""), None
+    for round_of_one_speed in _recipes(network, statistics):
+        for recipe in round_of_one_speed:
+            graph = openvino_graph(network, integers, statistics, recipe)
+            verdict = Verdict(verdict_name("openvino-int8"), BUDGETS[verdict_name("openvino-int8")])
+            judge_session(open_openvino(ir_of(graph, {}), "f32"), cases, answers, some, verdict)
+            agreement = min((part["agreement"] for part in verdict.data.values()), default=0.0)
+            share, lost = int8_share(network, recipe), max((part.get("points_lost", 0.0) for part in verdict.data.values()), default=None)
+            found.tried.append(
+                {
+                    "recipe": recipe.name,
+                    "floats": list(recipe.floats),
+                    "int8_share": share,
+                    "agreement": agreement,
+                    "points_lost": lost,
+                    "fault": verdict.fault,
+                }
+            )
+            say(
+                f"OpenVINO int8: {recipe.name} ({share:.0%} of the work): {agreement:.2%} the same answers{'' if verdict.fault is None else ', out of budget'}"
+            )
+            if verdict.fault is None and (best is None or agreement > best[0]):
+                best = agreement, recipe, graph
+        if best is not None and best[0] >= _WANTED:
+            break
+    if best is None:
+        found.outcome = f"none is written: of {len(found.tried)} recipes none keeps its budget; the last: {found.tried[-1]['fault']}"
+        return found
+    found.outcome, found.graph = f"{best[1].name}: {int8_share(network, best[1]):.0%} of the work in int8", best[2]
+    return found
+
+
+def _statistics(network: Network, evidence: list[Evidence]) -> dict[str, Statistics]:
+    """Of inputs to each product: the second moments over real examples, the bounds over made-up batches too, so that a text unlike them all is not cut
+    off by whole logits."""
+    real = measure(network, [features for part in evidence for features in _sample(part, _SAMPLE // len(evidence))])
+    cases = [case.features for case in make_cases(network.config, _OTHER_SEED) if case.features["input_ids"].size <= _MADE_UP]
+    made_up = [_with_tokens(features) for features in cases if features["attention_mask"].any()]
+    wide = measure(network, made_up)
+    return {
+        name: Statistics(np.minimum(seen.least, wide[name].least), np.maximum(seen.largest, wide[name].largest), seen.gram)
+        for name, seen in real.items()
+    }
+
+
+def _with_tokens(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows that have a token."""
+    rows = features["attention_mask"].any(axis=1)
+    return {name: values[rows] for name, values in features.items()}
+
+
+def _sample(part: Evidence, count: int) -> Iterator[dict[str, np.ndarray]]:
+    rows = np.unique(np.linspace(0, len(part.dataset) - 1, min(len(part.dataset), count)).astype(np.int64))
+    for _, features in batches_of(part.dataset, 16, rows):
+        yield features
+
+
+def _recipes(network: Network, statistics: Mapping[str, Statistics]) -> Iterator[list[Recipe]]:
+    yield [Recipe(f"smoothing {strength:g}", strength) for strength in _STRENGTHS]
+    start = Recipe(f"smoothing {_STRENGTHS[0]:g}", _STRENGTHS[0])
+    names = _noisiest(network, statistics, start)
+    for count in (1, 2, 3, 4, 6, 8, 12):
+        recipe = start.without(tuple(names[:count]))
+        if count < len(names) and int8_share(network, recipe) >= _LEAST_SHARE:
+            yield [recipe]
+
+
+def _noisiest(network: Network, statistics: Mapping[str, Statistics], recipe: Recipe) -> list[str]:
+    """The products, the one first whose inputs, rounded to 256 levels, disturb its outputs most, as a share of them."""
+
+    def disturbance(name: str) -> float:
+        weight, seen = network.weights[f"{name}.weight"].astype(np.float64), statistics[name]
+        even = evenness(network, seen, recipe, name)
+        step = float((seen.largest / even).max() - (seen.least / even).min()) / 255
+        noise = step**2 / 12 * float(np.sum((weight * even[:, None]) ** 2))
+        gram = seen.gram.astype(np.float64)
+        return noise / max(float(np.sum(weight * (gram @ weight))) / max(float(np.trace(gram)), 1e-12), 1e-12)
+
+    return sorted(product_names(network), key=disturbance, reverse=True)

@@ -18,6 +18,7 @@ from tests.export.test_classifier import TEXTS
 @pytest.fixture()
 def bundle(openvino_made, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "_TOKENS", 200)
+    monkeypatch.setattr(tuning, "_LAST_ROUNDS", 2)
     return shutil.copytree(openvino_made / "bundle", tmp_path / "bundle")
 
 
@@ -60,7 +61,8 @@ def test_a_variant_that_is_wrong_on_this_machine_is_not_chosen(bundle, monkeypat
     assert any(line.startswith("portable: not measured; batch") for line in said)
 
 
-def test_texts_of_a_file_take_the_place_of_kept_lengths(bundle, tmp_path, capsys):
+def test_texts_of_a_file_take_the_place_of_kept_lengths(bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "_keeps_its_budget", lambda variant, *rest: variant == "portable")
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS[:3]) + "\n")
     assert main(["tune", str(bundle), "--input", str(tmp_path / "texts.txt")]) == 0
     assert "3 texts of" in capsys.readouterr().err
@@ -76,5 +78,6 @@ def test_a_place_that_cannot_be_written_to_is_one_line(bundle, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("bertfast_export.choice.write_json", refuse)
+    monkeypatch.setattr(tuning, "_keeps_its_budget", lambda variant, *rest: variant == "portable")
     with pytest.raises(ExportError, match=r"tuning\.json: cannot be written: Read-only file system; tune a copy of the bundle"):
         tuning.tune_bundle(str(bundle), np.array([4, 9]), say=lambda line: None)

@@ -180,7 +180,8 @@ def _recipe(search: dict[str, Any], title: str) -> list[str]:
         lines += ["| recipe | products in int8 | same answer | points of the metric lost |", "| --- | --- | --- | --- |"]
         for tried in search["tried"]:
             lost = "" if tried["points_lost"] is None else f"{tried['points_lost']:.2f}"
-            lines.append(f"| {tried['recipe']} | {tried['int8_share']:.0%} of their work | {tried['agreement']:.2%} | {lost} |")
+            agreement = "the grid is out of budget" if tried["agreement"] is None else f"{tried['agreement']:.2%}"
+            lines.append(f"| {tried['recipe']} | {tried['int8_share']:.0%} of their work | {agreement} | {lost} |")
     return [*lines, ""]
 
 

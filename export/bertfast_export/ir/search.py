@@ -19,7 +19,8 @@ _ASKED = 2000  # examples, over all splits, that a recipe is tried on
 _WANTED = 0.995  # of the answers: the search goes on below, though a bundle takes what keeps its budget
 _OTHER_SEED, _MADE_UP = 21, 600  # of made-up batches whose activations are measured: not the grid's own; and tokens of each at most
 _LEAST_SHARE = 0.4  # of the work in int8
-_STRENGTHS = (0.85, 0.7, 0.95)
+_STRENGTHS = (0.85, 0.92)
+_MADE_UP_SHARES = (0.3, 0.0)  # of made-up batches, beside real examples, in the second moments by which weights are rounded
 
 
 @dataclass
@@ -46,26 +47,25 @@ def search(
     some = [sampled(part, _ASKED // len(evidence)) for part in evidence]
     found, best = Found(""), None
     for round_of_one_speed in _recipes(network, statistics):
-        for recipe in round_of_one_speed:
-            graph = openvino_graph(network, integers, statistics, recipe)
+        for recipe, seen in round_of_one_speed:
+            graph = openvino_graph(network, integers, seen, recipe)
             verdict = Verdict(verdict_name("openvino-int8"), BUDGETS[verdict_name("openvino-int8")])
             judge_session(open_openvino(ir_of(graph, {}), "f32"), cases, answers, some, verdict)
-            agreement = min((part["agreement"] for part in verdict.data.values()), default=0.0)
-            share, lost = int8_share(network, recipe), max((part.get("points_lost", 0.0) for part in verdict.data.values()), default=None)
+            agreement = min((part["agreement"] for part in verdict.data.values()), default=None)
             found.tried.append(
                 {
                     "recipe": recipe.name,
                     "floats": list(recipe.floats),
-                    "int8_share": share,
+                    "int8_share": int8_share(network, recipe),
                     "agreement": agreement,
-                    "points_lost": lost,
+                    "points_lost": max((part["points_lost"] for part in verdict.data.values() if "points_lost" in part), default=None),
                     "fault": verdict.fault,
                 }
             )
-            say(
-                f"OpenVINO int8: {recipe.name} ({share:.0%} of the work): {agreement:.2%} the same answers{'' if verdict.fault is None else ', out of budget'}"
-            )
-            if verdict.fault is None and (best is None or agreement > best[0]):
+            answers_said = "the grid is out of budget" if agreement is None else f"{agreement:.2%} the same answers"
+            over = ", out of budget" if agreement is not None and verdict.fault is not None else ""
+            say(f"OpenVINO int8: {recipe.name} ({int8_share(network, recipe):.0%} of the work): {answers_said}{over}")
+            if verdict.fault is None and agreement is not None and (best is None or agreement > best[0]):
                 best = agreement, recipe, graph
         if best is not None and best[0] >= _WANTED:
             break
@@ -76,16 +76,16 @@ def search(
     return found
 
 
-def _statistics(network: Network, evidence: list[Evidence]) -> dict[str, Statistics]:
-    """Of inputs to each product: the second moments over real examples, the bounds over made-up batches too, so that a text unlike them all is not cut
-    off by whole logits."""
+def _statistics(network: Network, evidence: list[Evidence]) -> dict[float, dict[str, Statistics]]:
+    """Of inputs to each product, by _MADE_UP_SHARES: the bounds hold made-up batches too, so that a text unlike the examples is not cut off by whole
+    logits; and the second moments so much of them."""
     real = measure(network, [features for part in evidence for features in _sample(part, _SAMPLE // len(evidence))])
     cases = [case.features for case in make_cases(network.config, _OTHER_SEED) if case.features["input_ids"].size <= _MADE_UP]
-    made_up = [_with_tokens(features) for features in cases if features["attention_mask"].any()]
-    wide = measure(network, made_up)
+    wide = measure(network, [_with_tokens(features) for features in cases if features["attention_mask"].any()])
+    bounds = {name: (np.minimum(seen.least, wide[name].least), np.maximum(seen.largest, wide[name].largest)) for name, seen in real.items()}
     return {
-        name: Statistics(np.minimum(seen.least, wide[name].least), np.maximum(seen.largest, wide[name].largest), seen.gram)
-        for name, seen in real.items()
+        share: {name: Statistics(*bounds[name], seen.gram + share * wide[name].gram) for name, seen in real.items()}
+        for share in _MADE_UP_SHARES
     }
 
 
@@ -101,14 +101,20 @@ def _sample(part: Evidence, count: int) -> Iterator[dict[str, np.ndarray]]:
         yield features
 
 
-def _recipes(network: Network, statistics: Mapping[str, Statistics]) -> Iterator[list[Recipe]]:
-    yield [Recipe(f"smoothing {strength:g}", strength) for strength in _STRENGTHS]
-    start = Recipe(f"smoothing {_STRENGTHS[0]:g}", _STRENGTHS[0])
-    names = _noisiest(network, statistics, start)
+def _recipes(network: Network, statistics: Mapping[float, dict[str, Statistics]]) -> Iterator[list[tuple[Recipe, dict[str, Statistics]]]]:
+    """Rounds of recipes that are equally fast, each with the statistics that it goes by."""
+    yield [
+        (Recipe(f"smoothing {strength:g}, {share:.0%} of made-up batches in the rounding", strength), seen)
+        for strength in _STRENGTHS
+        for share, seen in statistics.items()
+    ]
+    share, seen = next(iter(statistics.items()))
+    start = Recipe(f"smoothing {_STRENGTHS[0]:g}, {share:.0%} of made-up batches in the rounding", _STRENGTHS[0])
+    names = _noisiest(network, seen, start)
     for count in (1, 2, 3, 4, 6, 8, 12):
         recipe = start.without(tuple(names[:count]))
         if count < len(names) and int8_share(network, recipe) >= _LEAST_SHARE:
-            yield [recipe]
+            yield [(recipe, seen)]
 
 
 def _noisiest(network: Network, statistics: Mapping[str, Statistics], recipe: Recipe) -> list[str]:

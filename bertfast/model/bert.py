@@ -18,12 +18,13 @@ from bertfast.model.layers import Linear, Pack, RandomBits
 from bertfast.model.loading import load_state, read_checkpoint
 from bertfast.model.recompute import selectively
 from bertfast.packing import PackedBatch
+from bertfast.tasks import check_same_classes
 from bertfast.weights import (
     GELU_FORMS,
     OWN_ARCHITECTURE,
     LoadReport,
-    check_classes,
     check_config,
+    classes_of,
     head_of_another,
     to_transformers_names,
     without_layers,
@@ -166,7 +167,7 @@ class BertClassifier(Reader):
         config, state = read_checkpoint(folder_or_name, overrides, config)
         keeps_head = not new_head and head_of_another(config) is None and any(name.startswith(_OF_HEADS) for name in state)
         if keeps_head and label_names is not None and config.num_labels == len(label_names):
-            check_classes(config, label_names, str(folder_or_name), "those of the task")
+            check_same_classes(classes_of(config), label_names, str(folder_or_name), "those of the task")
         if num_labels is not None:
             config.num_labels = num_labels
         if label_names is not None:

@@ -1,5 +1,7 @@
 from .catalogue import TASKS as TASKS
 from .catalogue import get_task as get_task
+from .classes import check_same_classes as check_same_classes
+from .classes import task_of_classes as task_of_classes
 from .metrics import compute_metrics as compute_metrics
 from .metrics import is_better as is_better
 from .metrics import softmax as softmax

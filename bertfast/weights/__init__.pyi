@@ -17,7 +17,6 @@ from .names import without_decoder as without_decoder
 from .names import without_layers as without_layers
 from .sizes import DEMO as DEMO
 from .sizes import config_of_checkpoint as config_of_checkpoint
-from .tokenizer import check_classes as check_classes
 from .tokenizer import classes_of as classes_of
 from .tokenizer import load_tokenizer as load_tokenizer
 from .tokenizer import task_of_model as task_of_model

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertfast.errors import CheckpointError
-from bertfast.tasks import Task
+from bertfast.tasks import Task, task_of_classes
 from bertfast.weights.files import refuse_pointer
 from bertfast.weights.vocabulary import Written, check_as_written, drop_segments
 from bertfast.wording import reason
@@ -84,47 +83,8 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def task_of_model(task: Task, bert: BertConfig, folder: Path) -> Task:
-    """`task`, its classes taken from the config of the fine-tuned model in `folder` where they are not known.
-
-    Raises:
-        CheckpointError: a model with another number of classes than the task, with others, or with the same in another order.
-    """
-    if not task.is_complete:
-        return task.with_labels(None if bert.num_labels == 1 else classes_of(bert))
-    if task.num_labels != bert.num_labels:
-        raise CheckpointError(
-            f"{folder}: the model has {bert.num_labels} labels, but task {task.name} has {task.num_labels}; "
-            "was it fine-tuned on another task?"
-        )
-    if not task.is_regression:
-        check_classes(bert, task.class_names, str(folder), f"those of task {task.name}")
-    return task
-
-
-def check_classes(bert: BertConfig, class_names: Sequence[str], source: str, whose: str) -> None:
-    """Hold the classes of a trained model against as many others, of a task say (`whose` in words); capitals are as good as small letters.
-
-    Raises:
-        CheckpointError: every answer would get the name of a class that it does not mean. Classes that have but numbers fit any.
-    """
-    names = classes_of(bert)
-    ours, theirs = ([name.casefold() for name in order] for order in (class_names, names))
-    if ours == theirs or _are_numbers(ours) or _are_numbers(theirs):
-        return
-    if sorted(ours) == sorted(theirs):
-        raise CheckpointError(
-            f"{source}: the model's classes are in the order {', '.join(names)}, {whose} in the order "
-            f"{', '.join(class_names)}; give a task block of your own, with label_names in the model's order"
-        )
-    raise CheckpointError(
-        f"{source}: the model's classes are {', '.join(names)}, {whose} are {', '.join(class_names)}; was it fine-tuned on another task? "
-        "If they mean the same, write the task's into id2label of its config.json"
-    )
-
-
-def _are_numbers(names: list[str]) -> bool:
-    """Whether classes are called by their place alone, as transformers calls them where nobody says more."""
-    return all(name in (str(index), f"label_{index}") for index, name in enumerate(names))
+    """`task`, its classes taken from the config of the fine-tuned model in `folder` where they are not known; see `task_of_classes`."""
+    return task_of_classes(task, None if bert.num_labels == 1 else classes_of(bert), str(folder))
 
 
 def classes_of(bert: BertConfig) -> tuple[str, ...]:

@@ -120,11 +120,10 @@ def load(folder: str, variant: str | None, device: str | None, streams: int | No
     Raises:
         ExportError: no bundle is there, or it cannot be used.
     """
-    from bertfast.tasks import get_task
-    from bertfast.weights import read_config, task_of_model
+    from bertfast.tasks import get_task, task_of_classes
     from bertfast_export.bundle import bundle_block
     from bertfast_export.classifier import OnnxClassifier
 
     classifier = OnnxClassifier.from_bundle(folder, variant, _PROVIDERS[device], streams=streams)
     block = bundle_block(folder)
-    return classifier, block, task_of_model(get_task(block.task), read_config(Path(folder)), Path(folder))
+    return classifier, block, task_of_classes(get_task(block.task), classifier.labels or None, folder)

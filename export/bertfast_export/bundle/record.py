@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertfast import __version__
 from bertfast.config import BertfastConfig, load_config
@@ -16,8 +16,10 @@ from bertfast.errors import ExportError
 from bertfast.reporting import MODEL_CONFIG_FILE
 from bertfast.storage import replacing, write_json
 from bertfast_export.contract import PAGE_FILE, RECORD_FILE, RUNTIMES, no_bundle
-from bertfast_export.judge import Verdict
 from bertfast_export.runtime import sha256_of
+
+if TYPE_CHECKING:
+    from bertfast_export.judge import Verdict
 
 FORMAT = 1
 _SHOWN = 20  # examples with another answer, on the page

@@ -24,7 +24,7 @@ SUITES = {  # suite: its words with --quick, its words without
     "step": (["--quick"], ["--profile"]),
     "task": (["--quick"], []),
     "data": (["--quick"], []),
-    "export": (["--quick"], ["--compile"]),
+    "inference": (["--quick"], []),
     "scale": (["--quick"], []),
     "recipes": (["--quick"], []),
 }

@@ -24,16 +24,13 @@ import torch
 from bench.cases.workloads import FIXED, LENGTHS, MODELS, lengths_of, network_of, origin_of, write_model
 from bench.contests.peers import BASELINE, DTYPES, PEERS, QUICK, Peer, peers_for
 from bench.contests.step_contest import Job, contest
-from bench.harness.intervals import MIN_ROUNDS, Ratio, timing_rows
+from bench.harness.intervals import MIN_ROUNDS, Ratio, fastest, timing_rows
 from bench.harness.provenance import provenance
 from bench.harness.roofline import machine_rates
 from bench.harness.rows import keep
 
 PACKAGES = ("torch", "transformers", "deepspeed", "numpy")
-BASES = (
-    BASELINE,
-    *(f"transformers {kind}" for kind in ("fp32, length-grouped", "bf16 autocast", "bf16 autocast, length-grouped")),
-)  # of ratios
+BASES = (BASELINE, "transformers bf16 autocast")  # of ratios, beside the strongest peer of each case
 
 
 def measure(
@@ -45,7 +42,8 @@ def measure(
     options: Any,
     bases: Sequence[str] = BASES,
 ) -> list[dict[str, Any]]:
-    """The rows of one case: one a contender, and those that could not run with the reason. bases: contenders that ratios are given to."""
+    """The rows of one case: one a contender, and those that could not run with the reason. bases: contenders that ratios are given to, beside the
+    fastest of the peers."""
     steps = options.rounds * options.steps
     lengths = lengths_of(lengths_name, steps * batch_size, options.seed)
     common = {"suite": "step", "case": f"{size}, {lengths_name}, batch {batch_size}", "model": size, "lengths": lengths_name}
@@ -55,7 +53,8 @@ def measure(
         job = Job(Path(folder), lengths, batch_size, options.rounds, options.steps, options.device, options.seed, options.profile)
         outcome = contest(peers, job)
     flops = network_of(size).training_flops(lengths) / steps
-    rows = timing_rows(common, outcome.seconds, bases)
+    strongest = fastest(outcome.seconds, (peer.name for peer in peers if not peer.is_ours))
+    rows = timing_rows(common, outcome.seconds, list(dict.fromkeys([*bases, *filter(None, [strongest])])))
     for row in rows:
         peer, taken = PEERS[row["contender"]], np.array(row["seconds"])
         row["samples_per_second"] = [round(float(value), 2) for value in batch_size / taken[::-1]]

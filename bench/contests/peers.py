@@ -38,6 +38,10 @@ class Peer:
     stage: int = 0  # ours: of ZeRO
 
     @property
+    def is_ours(self) -> bool:
+        return self.engine.startswith("bertfast")
+
+    @property
     def needs_deepspeed(self) -> bool:
         return self.engine in ("deepspeed", "bertfast")
 
@@ -54,6 +58,7 @@ PEERS = {
         Peer("transformers bf16 autocast", "loop", "bf16"),
         Peer("transformers bf16 autocast, length-grouped", "loop", "bf16", grouped=True),
         Peer("transformers bf16 autocast, torch.compile", "compile", "bf16"),
+        Peer("transformers bf16 autocast, length-grouped, torch.compile", "compile", "bf16", grouped=True),
         Peer("transformers fp16 autocast", "loop", "fp16"),
         Peer("transformers fp16 autocast, length-grouped", "loop", "fp16", grouped=True),
         Peer("transformers fp16 autocast, torch.compile", "compile", "fp16"),
@@ -70,7 +75,7 @@ PEERS = {
         Peer("bertfast fp16, graphs, ZeRO 1", "bertfast", "fp16", graphs=True, stage=1),
     )
 }
-QUICK = (BASELINE, "transformers fp32, length-grouped", "transformers bf16 autocast", "bertfast fp32", "bertfast bf16")
+QUICK = (BASELINE, "transformers bf16 autocast", "transformers bf16 autocast, length-grouped", "bertfast fp32", "bertfast bf16")
 
 
 def peers_for(device: str, names: Sequence[str] | None = None) -> list[Peer]:

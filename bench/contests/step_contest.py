@@ -166,8 +166,9 @@ class _Worker:
         return taken
 
     def facts(self) -> dict[str, Any]:
-        peak = torch.cuda.max_memory_allocated() if self.on_gpu else max(0, peak_resident_bytes() - self.memory_before)
-        found: dict[str, Any] = {"peak_bytes": peak, "threads": torch.get_num_threads()}
+        whole = peak_resident_bytes()
+        peak = torch.cuda.max_memory_allocated() if self.on_gpu else max(0, whole - self.memory_before)
+        found: dict[str, Any] = {"peak_bytes": peak, "process_peak_bytes": whole, "threads": torch.get_num_threads()}
         if self.job.profile:
             found["where"] = self._where()
         return found

@@ -10,7 +10,7 @@ tie, and a tie has no ratio to print.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -167,6 +167,12 @@ def timing_rows(common: Mapping[str, Any], seconds: Mapping[str, Sequence[float]
         middle = [significant(value) for value in np.percentile(taken, [25, 50, 75])]
         rows.append({**common, "contender": name, "seconds": middle, "ratios": ratios, "samples": [significant(value) for value in taken]})
     return rows
+
+
+def fastest(seconds: Mapping[str, Sequence[float]], names: Iterable[str]) -> str | None:
+    """The one of these contenders with the least median; None where none of them is there."""
+    there = [name for name in names if name in seconds]
+    return min(there, key=lambda name: float(np.median(seconds[name]))) if there else None
 
 
 def significant(value: float, digits: int = 5) -> float:

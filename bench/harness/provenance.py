@@ -18,13 +18,15 @@ import torch
 
 from bench import ROOT
 
+_INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _NVIDIA_SMI = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "temperature.gpu")
 
 
 def provenance(module: str, packages: Sequence[str]) -> dict[str, Any]:
-    """Where numbers come from: device, clocks, versions, commit and command. A package that is not installed has no version."""
+    """Where numbers come from: device, its instructions for 16 and 8 bits, clocks, versions, commit and command. A package that is not installed has no version."""
     return {
         "device": _device(),
+        "instructions": _instructions(),
         "clocks": clocks(),
         "versions": {"python": platform.python_version(), **{name: version_of(name) for name in packages}},
         "commit": _commit(),
@@ -48,6 +50,14 @@ def _device() -> str:
         names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         model = names[0] if names else model
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _instructions() -> list[str]:
+    """Of those that decide how fast 16 and 8 bits are on a CPU, the ones that this one has."""
+    if not Path("/proc/cpuinfo").is_file():
+        return []
+    there = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]))
+    return [name for name in _INSTRUCTIONS if name in there]
 
 
 def _commit() -> str:

@@ -12,17 +12,24 @@ INTRODUCTION = (
     "A ratio is how many times as fast a contender is, with its 99 % interval; where that covers 1, it is a tie. The contenders of one ratio took turns in",
     "one run. transformers is set up as its own documentation says. A training step's contenders were each a process of its own, with the same weights and",
     "examples, dropout 0.1, clipping and AdamW; their losses agreed before anything was timed. Length-grouped batches hold texts of like length, and so",
-    "little padding, but they are less random; bertfast's batches stay random.",
+    "little padding, but they are less random; bertfast's batches stay random. So was each contender of inference; its answers were held against eager",
+    "float32's, and stand beside its time. The strongest peer of a case is the fastest contender that is not bertfast's.",
 )
 
 
 def origin(rows: Sequence[Row]) -> list[str]:
     """Where the rows of one suite come from, a line a run."""
-    runs = dict.fromkeys((row.get("device", "device not recorded"), row.get("commit", "?"), row.get("command", "")) for row in rows)
+    runs = dict.fromkeys((_device(row), row.get("commit", "?"), row.get("command", "")) for row in rows)
     return [
         f"Measured on {device}, commit {commit}: `{command}`" if command else f"Measured on {device}, commit {commit}"
         for device, commit, command in runs
     ]
+
+
+def _device(row: Row) -> str:
+    """The name, and of a CPU whose row tells them its instructions for 16 and 8 bits."""
+    name, instructions = row.get("device", "device not recorded"), row.get("instructions")
+    return f"{name} ({', '.join(instructions)})" if instructions else name
 
 
 def report(rows: Sequence[Row], plots: Sequence[Path] = ()) -> list[str]:

@@ -87,6 +87,20 @@ def roofline(axes: Any, rows: Sequence[Row]) -> bool:
     return True
 
 
+def curve(axes: Any, rows: Sequence[Row]) -> bool:
+    """Agreement against speed over a whole file, of everything that was tried: the losers stand lower or further left."""
+    found = [row for row in rows if row["suite"] == "inference" and "same" in row and "whole file, tokenising out" in row["case"]]
+    for case, marker in zip(dict.fromkeys(row["case"] for row in found), "osD^vP*X", strict=False):
+        for row in (row for row in found if row["case"] == case):
+            ours = row["contender"].startswith("bertfast")
+            at = row["texts"] / row["seconds"][1], row["same"]
+            axes.scatter(*at, s=18, marker=marker, color="tab:red" if ours else "tab:blue")
+            axes.annotate(row["contender"], at, fontsize=5, xytext=(2, 2), textcoords="offset points")
+        axes.scatter([], [], marker=marker, color="black", label=case)
+    axes.set(xscale="log", xlabel="texts a second (red: bertfast)", ylabel="share of answers equal to eager float32's")
+    return bool(found)
+
+
 def agreement(axes: Any, rows: Sequence[Row]) -> bool:
     found = [row for row in rows if row["suite"] == "export" and row.get("agreement") is not None and "milliseconds" in row]
     for row in found:
@@ -111,6 +125,7 @@ PLOTS: dict[str, Callable[[Any, Sequence[Row]], bool]] = {
     "step-throughput": throughput,
     "task-time_to_score": time_to_score,
     "kernels-roofline": roofline,
+    "inference-agreement": curve,
     "export-agreement": agreement,
     "scale-efficiency": efficiency,
 }

@@ -7,6 +7,9 @@ from typing import Any
 
 from bench.harness.intervals import Ratio
 from bench.report.rows import Row, of_suite
+from bench.report.strongest import pairs, ratio_between
+
+SHARES = (("99 % or more", 0.99), ("all", 1.0))  # of the same answers as eager float32, and how they are called
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:
@@ -20,10 +23,32 @@ def ratios_of(row: Row) -> str:
 
 def step_table(rows: Sequence[Row]) -> list[str]:
     found = of_suite(rows, "step", "samples_per_second", "case")
-    header = ("case", "contender", "samples/s (25 %, median, 75 %)", "against")
-    return table(
-        header, ((row["case"], row["contender"], "{}, **{}**, {}".format(*row["samples_per_second"]), ratios_of(row)) for row in found)
+    strongest = (
+        (
+            case,
+            peer["contender"],
+            *(row["samples_per_second"][1] for row in (peer, ours)),
+            ours["contender"],
+            ratio_between(ours, peer),
+            _memory(ours, peer),
+        )
+        for case, peer, ours in pairs([row for row in found if "samples" in row and not row["contender"].endswith("bare loop")])
     )
+    lines = table(("case", "strongest peer", "its samples/s", "bertfast's", "of", "times as fast", "peak memory, of the peer's"), strongest)
+    header = ("case", "contender", "samples/s (25 %, median, 75 %)", "peak GB", "against")
+    every = (
+        (row["case"], row["contender"], "{}, **{}**, {}".format(*row["samples_per_second"]), _gigabytes(row), ratios_of(row))
+        for row in found
+    )
+    return [*lines, *table(header, every)]
+
+
+def _gigabytes(row: Row) -> str:
+    return f"{row['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in row else ""
+
+
+def _memory(ours: Row, peer: Row) -> str:
+    return f"{ours['peak_bytes'] / peer['peak_bytes']:.2f}" if ours.get("peak_bytes") and peer.get("peak_bytes") else ""
 
 
 def task_table(rows: Sequence[Row]) -> list[str]:
@@ -73,6 +98,54 @@ def export_table(rows: Sequence[Row]) -> list[str]:
         ("case", "contender", "ms a batch", "against"),
         ((row["case"], row["contender"], row["milliseconds"][1], ratios_of(row)) for row in found),
     )
+
+
+def inference_table(rows: Sequence[Row]) -> list[str]:
+    found = of_suite(rows, "inference", "milliseconds", "same")
+    header = ("case", "the same answers", "strongest peer", "its ms", "bertfast's", "of", "times as fast")
+    strongest = (
+        (case, said, _named(peer), *(row["milliseconds"][1] for row in (peer, ours)), _named(ours), ratio_between(ours, peer))
+        for said, least in SHARES
+        for case, peer, ours in pairs(found, lambda row, least=least: row["same"] >= least)
+    )
+    every = (
+        (
+            row["case"],
+            row["contender"],
+            row["milliseconds"][1],
+            f"{row['same']:.2%}",
+            f"{row['largest_difference']:g}",
+            f"{row['alone_difference']:g}",
+            *(_megabytes(row[name]) for name in ("resident_bytes", "peak_bytes", "file_bytes")),
+            ratios_of(row),
+        )
+        for row in found
+    )
+    figures = ("same answers", "a logit is off by", "neighbours move it by", "MB after loading", "MB at most", "MB of files")
+    lines = [*table(header, strongest), *table(("case", "contender", "ms", *figures, "against"), every)]
+    recipes = (
+        (row["case"], row["contender"], f"{row['agreement']:.2%}", f"{row['int8_share']:.0%}", _once(row, "milliseconds"))
+        for row in of_suite(rows, "inference", "agreement")
+    )
+    lines += table(("case", "recipe", "same answers", "products in int8", "ms"), recipes)
+    commands = (
+        (row["case"], row["contender"], row["milliseconds"][1], ratios_of(row))
+        for row in of_suite(rows, "inference", "milliseconds")
+        if "same" not in row
+    )
+    return [*lines, *table(("whole commands", "contender", "ms", "against"), commands)]
+
+
+def _named(row: Row) -> str:
+    return f"{row['contender']} ({row['same']:.2%})"
+
+
+def _megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.0f}"
+
+
+def _once(row: Row, name: str) -> str:
+    return f"{row[name]:.4g}" if name in row else ""
 
 
 def scale_table(rows: Sequence[Row]) -> list[str]:
@@ -136,6 +209,7 @@ TABLES = {
     "task": ("Fine-tuning runs", task_table),
     "packing": ("Packing", packing_table),
     "data": ("Data", data_table),
+    "inference": ("Inference", inference_table),
     "export": ("Exported models", export_table),
     "scale": ("Scale", scale_table),
     "recipes": ("Recipes", recipes_table),

@@ -7,7 +7,7 @@ import pytest
 SUITES = {
     "packing": ["--quick"],
     "step": ["--quick", "--models", "tiny", "--lengths", "sst2", "--batches", "4"],
-    "export": ["--quick", "--shapes", "1x16"],
+    "inference": ["--quick", "--size", "tiny", "--only", "bertfast optimized"],
     "scale": ["--quick", "--parts", "cost"],
 }
 

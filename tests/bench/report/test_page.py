@@ -34,6 +34,27 @@ def test_plots_and_page(tmp_path):
     assert not (tmp_path / "out" / "kernels-roofline.png").exists()
 
 
+def test_the_curve_of_agreement_against_speed(tmp_path):
+    pytest.importorskip("matplotlib")
+    common = {"suite": "inference", "texts": 100, "case": "SST-2, whole file, tokenising out", "ratios": [], "samples": [1.0], **FACTS}
+    common |= {
+        "largest_difference": 0.1,
+        "alone_difference": 0.0,
+        "resident_bytes": 1e8,
+        "peak_bytes": 1e8,
+        "file_bytes": 1e7,
+        "milliseconds": [1, 2, 3],
+    }
+    rows = [
+        {**common, "contender": name, "same": same, "seconds": [1, 2, 3]}
+        for name, same in (("OpenVINO int8", 0.99), ("bertfast int8", 1.0))
+    ]
+    assert main([str(write(tmp_path / "rows.jsonl", rows)), "--output", str(tmp_path / "out")]) == 0
+    assert "![inference-agreement](inference-agreement.png)" in (tmp_path / "out" / "report.md").read_text()
+    assert main([str(write(tmp_path / "more.jsonl", [{**rows[0], "case": "one text"}])), "--output", str(tmp_path / "none")]) == 0
+    assert not (tmp_path / "none" / "inference-agreement.png").exists()
+
+
 def test_the_rows_that_are_kept_can_be_reported():
     files = sorted(RESULTS.glob("*.jsonl"))
     rows = read_rows(files)

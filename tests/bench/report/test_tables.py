@@ -49,6 +49,30 @@ def test_every_suite_has_its_table():
     assert "|---|\n\n" not in text  # a table of no rows
 
 
+def test_the_strongest_peer_of_each_case_is_named():
+    """The fastest that keeps the answers: of those that keep all of them, another one than of those that keep 99 %."""
+    seconds = {"eager": [4.0] * 9, "exact": [2.0 + 1e-3 * n for n in range(9)], "rough": [1.0 + 1e-3 * n for n in range(9)]}
+    seconds |= {"off": [0.1] * 9, "bertfast int8": [0.5 + 1e-3 * n for n in range(9)], "bertfast bf16": [1.6 + 1e-3 * n for n in range(9)]}
+    same = {"eager": 1.0, "exact": 1.0, "rough": 0.994, "off": 0.9, "bertfast int8": 0.998, "bertfast bf16": 1.0}
+    figures = {"largest_difference": 0.2, "alone_difference": 0.01, "resident_bytes": 99.6e6, "peak_bytes": 4e8, "file_bytes": None}
+    rows = timing_rows({"suite": "inference", "case": "a file"}, seconds, ["eager", "exact", "rough"])
+    rows = [
+        {**row, **FACTS, **figures, "same": same[row["contender"]], "milliseconds": [1e3 * value for value in row["seconds"]]}
+        for row in rows
+    ]
+    lines = report(rows)
+    best, exact = (next(line for line in lines if line.startswith(f"| a file | {said} |")) for said in ("99 % or more", "all"))
+    assert best.startswith("| a file | 99 % or more | rough (99.40%) | 1004.0 | 504.0 | bertfast int8 (99.80%) | 1.99x [")
+    assert exact.startswith("| a file | all | exact (100.00%) | 2004.0 | 1604.0 | bertfast bf16 (100.00%) | 1.25x [")
+    assert any(line.startswith("| a file | off | 100.0 | 90.00% | 0.2 | 0.01 | 100 | 400 |  |") for line in lines)
+
+
+def test_the_strongest_peer_of_a_training_step():
+    rows = [{**row, "peak_bytes": 1e9 if "transformers" in row["contender"] else 6e8} for row in step_rows()]
+    line = next(line for line in report(rows) if "| transformers fp32 | " in line and "| bertfast fp32 | " in line)
+    assert line.startswith("| tiny, sst2, batch 32 | transformers fp32 | ") and "x [" in line and line.endswith("| 0.60 |")
+
+
 def test_an_exported_model_stands_with_its_ratio():
     seconds = {"torch eager": [0.2] * 9, "int8": [0.1 + 1e-4 * n for n in range(9)]}
     rows = timing_rows({"suite": "export", "measure": "latency", "case": "1 x 128"}, seconds, ["torch eager"])

@@ -1,0 +1,104 @@
+"""bench_inference in small: what is asked, of whom, and rows that the report can read. Its contenders run in contests/test_runtimes.py."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bench import bench_inference
+from bench.bench_inference import QUICK, choose, main, of_length
+from bench.cases.questions import Texts, Tokens
+from bench.contests.inference_contest import Outcome
+from bench.contests.runtimes import BASELINE, everybody
+from bench.report.page import report
+
+RECORD = {
+    "files": {"model_optimized.onnx": "a", "model_quantized.onnx": "b"},
+    "int8_search": {"tried": [{"recipe": "smoothing 0.7", "floats": [], "int8_share": 1.0, "agreement": 0.9875, "points_lost": 0.1}]},
+}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the contest was given, in place of one that runs."""
+    given = []
+
+    def contest(runtimes, job, known, cases, rounds):
+        given.append((runtimes, job, cases, [rounds(case) for case in cases]))
+        names = [
+            runtime.name for runtime in runtimes if runtime.root == "bundle" or runtime.name in (BASELINE, "OpenVINO int8, two streams")
+        ]
+        facts = {
+            "same": 1.0,
+            "largest_difference": 0.1,
+            "alone_difference": 0.0,
+            "alone_changed": 0,
+            "resident_bytes": 2e8,
+            "peak_bytes": 3e8,
+        }
+        seconds = {name: [2.0 / (1 + place) + 1e-3 * n for n in range(8)] for place, name in enumerate(names)}
+        return Outcome({case.name: seconds for case in cases}, dict.fromkeys(names, facts), {"CTranslate2 int8, two workers": "no"})
+
+    def export(made, folder):
+        (folder / "bundle").mkdir()
+        (folder / "bundle" / "verification.json").write_text(json.dumps(RECORD))
+        for name in RECORD["files"]:
+            (folder / "bundle" / name).write_bytes(bytes(1000))
+        return folder / "bundle"
+
+    def convert(runtimes, checkpoint, folder):
+        for runtime in runtimes:
+            for file in runtime.files if runtime.root == "files" else ():
+                (folder / file).parent.mkdir(exist_ok=True)
+                (folder / file).write_bytes(bytes(500))
+        return {"OpenVINO bf16, two streams": "the CPU has no bfloat16"}
+
+    for name, stand_in in (("contest", contest), ("export", export), ("convert", convert)):
+        monkeypatch.setattr(bench_inference, name, stand_in)
+    return given
+
+
+def test_a_quick_run_and_its_rows(asked, tmp_path, capsys):
+    assert main(["--quick", "--size", "tiny", "--texts", "40", "--output", str(tmp_path / "rows.jsonl")]) == 0
+    ((runtimes, job, cases, rounds),) = asked
+    assert {runtime.name for runtime in runtimes} == set(QUICK) - {"OpenVINO bf16, two streams"} and job.threads == 2
+    assert [case.question["kind"] for case in cases] == ["file", "texts", "server", "one", "one", "one", "one"] and set(rounds) == {8}
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert all(row["suite"] == "inference" and row["seed"] == 42 and row["device"] and row["commit"] for row in rows)
+    assert {row["contender"]: row["fault"] for row in rows if "fault" in row} == {
+        "CTranslate2 int8, two workers": "no",
+        "OpenVINO bf16, two streams": "the CPU has no bfloat16",
+    }
+    ours = next(row for row in rows if row["contender"] == "bertfast int8" and row["case"].endswith("tokenising in"))
+    assert ours["file_bytes"] == 1000 and [ratio["to"] for ratio in ours["ratios"]] == [BASELINE, "OpenVINO int8, two streams"]
+    assert "one text of 512 tokens" in capsys.readouterr().out
+    text = "\n".join(report(rows))
+    assert "| bertfast int8: smoothing 0.7 | 98.75% | 100% |" in text and "- OpenVINO bf16, two streams did not run" in text
+
+
+def test_pieces_of_a_run(asked, tmp_path):
+    words = ["--size", "tiny", "--texts", "40", "--parts", "server", "--only", "bertfast int8", "--threads", "1", "2", "--rounds", "30"]
+    assert main([*words, "--files", str(tmp_path / "kept")]) == 0
+    assert [[runtime.name for runtime in runtimes] for runtimes, *_ in asked] == [[BASELINE, "bertfast int8"]] * 2
+    assert [(job.threads, len(cases), rounds) for _, job, cases, rounds in asked] == [(1, 1, [8]), (2, 1, [8])]
+    assert Tokens.load(tmp_path / "kept" / "calibration.npz").lengths.min() >= 5
+
+
+def test_an_unknown_name_and_missing_words(capsys, monkeypatch):
+    with pytest.raises(SystemExit, match="--only 'OpenVINO': there is no such contender; known: transformers float32;"):
+        choose(everybody({}, {}, False), ["OpenVINO"])
+    assert [runtime.name for runtime in choose(everybody({}, {"theirs": "a.onnx"}, False), ["theirs"])] == [BASELINE, "theirs"]
+    monkeypatch.delenv("BERTFAST_DATA", raising=False)
+    for words in (["--task", "sst2"], ["--checkpoint", "a"]):
+        with pytest.raises(SystemExit):
+            main(words)
+    assert "--task needs the --checkpoint" in capsys.readouterr().err
+
+
+def test_examples_of_one_length():
+    tokens = Tokens(np.array([101, 7, 102, 101, 8, 9, 102], np.int32), np.zeros(7, np.uint8), np.array([3, 4], np.int32))
+    found = of_length(tokens, 16, 3)
+    assert len(found) == 3 and set(found.lengths) == {16} and len(found.input_ids) == 48
+    rows = found.input_ids.reshape(3, 16)
+    assert set(rows[:, 0]) == {101} and set(rows[:, -1]) == {102} and set(rows.ravel()) <= {101, 102, 7, 8, 9}
+    assert Texts(["a"], None).second is None

@@ -24,7 +24,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ from bench.cases.pair_files import write_pairs
 from bench.cases.questions import Texts, Tokens
 from bench.cases.workloads import MODELS, lengths_of
 from bench.contests.commands import command_rows
-from bench.contests.inference_contest import Case, Job, contest, convert, rows_of
+from bench.contests.inference_contest import Case, Contest, Job, convert
 from bench.contests.runtimes import BASELINE, BATCH_SIZE, Runtime, bundle_files, everybody
 from bench.harness.intervals import MIN_ROUNDS, Ratio
 from bench.harness.provenance import provenance
@@ -159,32 +159,35 @@ def recipes(bundle: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one checkpoint, for each number of threads."""
+def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows of one checkpoint, for each number of threads; each case's as soon as it is timed."""
     others = dict(part.split("=", 1) for part in options.other)
     variants = bundle_files(bundle)
     chosen = choose(everybody(variants, others, options.tuned), options.only)
     if not (files / "calibration.npz").is_file():
         tokenised(asked.calibration, asked.checkpoint, asked.length).save(files / "calibration.npz")
     common = {"suite": "inference", "measure": "time", "case": f"{asked.name}, {len(asked.texts.first)} texts", "model": options.size}
-    rows = recipes(bundle, common) if "recipes" in options.parts else []
+    if "recipes" in options.parts:
+        yield from recipes(bundle, common)
     known, cases = questions(asked, options.parts, folder)
     if not cases:
-        return rows
+        return
     failed = convert(chosen, asked.checkpoint, files)
     for threads in options.threads:
         able = [runtime for runtime in chosen if runtime.least_threads <= threads and runtime.name not in failed]
         job = Job(asked.checkpoint, bundle, files, threads, asked.length, tuple(variants), others, options.tuned)
-        outcome = contest(able, job, known, cases, lambda case: options.rounds if case.calls > 1 else MIN_ROUNDS)
-        outcome.faults |= failed
         here = {
             **common,
             "case": f"{common['case']}, {threads} thread{'s' * (threads > 1)}",
             "threads": threads,
             "texts": len(asked.texts.first),
         }
-        rows += rows_of(able, job, outcome, cases, here)
-    return rows
+        with Contest(able, job, known) as contest:
+            for case in cases:
+                print(f"{here['case']}, {case.name} ...", file=sys.stderr, flush=True)
+                yield from contest.rows(case, options.rounds if case.calls > 1 else MIN_ROUNDS, here)
+            faults = {**failed, **contest.faults}
+        yield from ({**here, "contender": name, "fault": fault} for name, fault in faults.items())
 
 
 def choose(runtimes: Sequence[Runtime], names: Sequence[str] | None) -> list[Runtime]:

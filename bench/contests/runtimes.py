@@ -19,6 +19,7 @@ import numpy as np
 from bench.cases.questions import Texts, Tokens, padded
 
 BATCH_SIZE = 32
+_DIGITS = 8  # a number that stands for a text is so much longer than the text has tokens: whoever sorts by characters sorts by tokens then
 Batch = dict[str, np.ndarray]
 
 
@@ -184,7 +185,7 @@ class Bundle:
         return np.concatenate([self._of(range(begin, min(begin + BATCH_SIZE, len(tokens)))) for begin in range(0, len(tokens), BATCH_SIZE)])
 
     def _of(self, rows: range) -> np.ndarray:
-        names = [str(row) for row in rows]
+        names = [f"{row:>{self._tokens.lengths[row] + _DIGITS}}" for row in rows]
         return self.classifier.logits(names, names if self.classifier.is_pair else None)
 
 

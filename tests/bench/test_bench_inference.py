@@ -29,7 +29,7 @@ def asked(monkeypatch):
             names = [
                 runtime.name for runtime in runtimes if runtime.root == "bundle" or runtime.name in (BASELINE, "OpenVINO int8, two streams")
             ]
-            self.runtimes, self.job, self.asked, self.faults = runtimes, job, [], {"CTranslate2 int8, two workers": "no"}
+            self.runtimes, self.job, self.asked, self.faults = runtimes, job, [], {"OpenVINO bf16, two streams": "the CPU has no bfloat16"}
             self.facts = dict.fromkeys(names, facts)
             given.append(self)
 
@@ -40,21 +40,22 @@ def asked(monkeypatch):
             self.asked.append((case.question["kind"], rounds))
             return {name: [2.0 / (1 + place) + 1e-3 * n for n in range(8)] for place, name in enumerate(self.facts)}
 
-    def export(made, folder):
-        (folder / "bundle").mkdir()
-        (folder / "bundle" / "verification.json").write_text(json.dumps(RECORD))
-        for name in RECORD["files"]:
-            (folder / "bundle" / name).write_bytes(bytes(1000))
-        return folder / "bundle"
-
-    def convert(runtimes, checkpoint, folder):
-        for runtime in runtimes:
+    def convert(names, checkpoint, folder):
+        asked = set(names)
+        if asked == {"bundle"}:
+            (folder / "bundle").mkdir()
+            (folder / "bundle" / "verification.json").write_text(json.dumps(RECORD))
+            for name in RECORD["files"]:
+                (folder / "bundle" / name).write_bytes(bytes(1000))
+            return {}
+        assert {"openvino", "openvino-int8", "ctranslate2-int8"} >= asked and not (checkpoint / "onnx").exists()
+        for runtime in everybody({}, {}, False):
             for file in runtime.files if runtime.root == "files" else ():
                 (folder / file).parent.mkdir(exist_ok=True)
                 (folder / file).write_bytes(bytes(500))
-        return {"OpenVINO bf16, two streams": "the CPU has no bfloat16"}
+        return {"ctranslate2-int8": "the converter is not installed"} if asked else {}
 
-    for name, stand_in in (("Contest", Told), ("export", export), ("convert", convert)):
+    for name, stand_in in (("Contest", Told), ("convert", convert)):
         monkeypatch.setattr(bench_inference, name, stand_in)
     return given
 
@@ -62,12 +63,12 @@ def asked(monkeypatch):
 def test_a_quick_run_and_its_rows(asked, tmp_path, capsys):
     assert main(["--quick", "--size", "tiny", "--texts", "40", "--output", str(tmp_path / "rows.jsonl")]) == 0
     (contest,) = asked
-    assert {runtime.name for runtime in contest.runtimes} == set(QUICK) - {"OpenVINO bf16, two streams"} and contest.job.threads == 2
+    assert {runtime.name for runtime in contest.runtimes} == set(QUICK) - {"CTranslate2 int8, two workers"} and contest.job.threads == 2
     assert contest.asked == [(kind, 8) for kind in ("file", "texts", "server", "one", "one", "one", "one")]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert all(row["suite"] == "inference" and row["seed"] == 42 and row["device"] and row["commit"] for row in rows)
     assert {row["contender"]: row["fault"] for row in rows if "fault" in row} == {
-        "CTranslate2 int8, two workers": "no",
+        "CTranslate2 int8, two workers": "the converter is not installed",
         "OpenVINO bf16, two streams": "the CPU has no bfloat16",
     }
     ours = next(row for row in rows if row["contender"] == "bertfast int8" and row["case"].endswith("tokenising in"))

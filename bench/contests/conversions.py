@@ -146,12 +146,14 @@ def bundle(checkpoint: Path, folder: Path) -> None:
     from bertfast.config.load import load_config
     from bertfast_export.bundle import export
     from bertfast_export.bundle.examples import configured
+    from bertfast_export.bundle.source import Candidate
     from bertfast_export.contract import VARIANTS, Options
 
     block, make = load_config(checkpoint.parent / "config.json").bertfast, export.make_cases
     options = Options(tuple(name for name in VARIANTS if name != "fp16"))  # which is for GPUs
     with mock.patch.object(export, "make_cases", lambda config: make(config)[:_ASKED]):
-        export.export_bundle(str(checkpoint), str(folder / "bundle"), options, configured(block))
+        source = Candidate(str(checkpoint), options, block)
+        export.export_bundle(str(checkpoint), str(folder / "bundle"), options, configured(source.block), source)
 
 
 CONVERSIONS: dict[str, tuple[Callable[[Path, Path], None], str]] = {  # what is made, and the file or folder that it leaves

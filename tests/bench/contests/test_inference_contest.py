@@ -87,5 +87,5 @@ def test_a_fault_ends_in_its_own_row(found):
 
 
 def test_no_answer_is_no_same_answer():
-    logits = np.array([[0.0, 1.0], [np.nan, 1.0]])
+    logits = np.array([[0.0, 1.0], [0.0, np.nan]])
     assert agreement(logits, np.array([[0.0, 1.0], [0.0, 1.0]]))["same"] == 0.5

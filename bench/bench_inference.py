@@ -7,7 +7,7 @@
 What is answered: the task's dev set (--texts of them, evenly), from --data; without a checkpoint, made-up pairs with the lengths of MNLI. Answers are held
 against eager float32 before anything is timed, and are in each row: the share of same answers, the largest difference of a logit, and what the neighbours in
 a batch change. Then the contenders take turns (harness/intervals.py). Parts: a whole file, sorted by length, from its ids and from its texts on; a server's
-batches of 32 as they come; one text at a time; the recipes that the bundle's export tried; and, with --command, whole commands.
+batches of 32 as they come; one text at a time; the int8 recipes of bertfast's export, losers among them; and, with --command, whole commands.
 
 A run takes minutes to an hour. In pieces: --parts, --threads and --only (eager float32 always runs) add rows to the same file, and --files keeps what the
 peers' tools have converted. IPEX is no contender: its last release, 2.8 of August 2025, is for torch 2.8. Optimum's export is one where it is installed, or by
@@ -32,9 +32,11 @@ import numpy as np
 from bench.cases.pair_files import write_pairs
 from bench.cases.questions import Texts, Tokens
 from bench.cases.workloads import MODELS, lengths_of
+from bench.contests.bundles import bundle_files, recipe_files
 from bench.contests.commands import command_rows
 from bench.contests.inference_contest import Case, Contest, Job, convert
-from bench.contests.runtimes import BASELINE, BATCH_SIZE, Runtime, bundle_files, everybody
+from bench.contests.roster import BASELINE, Runtime, everybody
+from bench.contests.runtimes import BATCH_SIZE
 from bench.harness.intervals import MIN_ROUNDS, Ratio
 from bench.harness.provenance import provenance
 from bench.harness.rows import keep
@@ -137,46 +139,37 @@ def questions(asked: Asked, parts: Sequence[str], folder: Path) -> tuple[Case, l
     return known, cases
 
 
-def recipes(bundle: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each int8 recipe that the export tried, losers too, as its record tells them."""
-    record = json.loads((bundle / "verification.json").read_text(encoding="utf-8"))
-    common = {**common, "measure": "recipe", "case": f"{common['case']}, recipes that the export tried"}
-    return [
-        {**common, "contender": f"bertfast int8: {tried.pop('recipe')}", **tried}
-        for tried in record.get("int8_search", {}).get("tried", [])
-    ]
-
-
 def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows of one checkpoint, for each number of threads; each case's as soon as it is timed."""
-    others = dict(part.split("=", 1) for part in options.other)
-    variants = bundle_files(bundle)
-    chosen = choose(everybody(variants, others, options.tuned), options.only)
+    """The rows of one checkpoint; each case's as soon as it is timed."""
     if not (files / "calibration.npz").is_file():
         tokenised(asked.calibration, asked.checkpoint, asked.length).save(files / "calibration.npz")
     common = {"suite": "inference", "measure": "time", "case": f"{asked.name}, {len(asked.texts.first)} texts", "model": options.size}
-    if "recipes" in options.parts:
-        yield from recipes(bundle, common)
+    common["texts"] = len(asked.texts.first)
+    others, variants = dict(part.split("=", 1) for part in options.other), bundle_files(bundle)
     known, cases = questions(asked, options.parts, folder)
-    if not cases:
-        return
-    missing = convert((need for runtime in chosen for need in runtime.needs), asked.checkpoint, files)
-    failed = {runtime.name: missing[need] for runtime in chosen for need in runtime.needs if need in missing}
-    for threads in options.threads:
-        able = [runtime for runtime in chosen if runtime.least_threads <= threads and runtime.name not in failed]
-        job = Job(asked.checkpoint, bundle, files, threads, asked.length, tuple(variants), others, options.tuned)
-        here = {
-            **common,
-            "case": f"{common['case']}, {threads} thread{'s' * (threads > 1)}",
-            "threads": threads,
-            "texts": len(asked.texts.first),
-        }
+
+    def taken(runtimes: Sequence[Runtime], more: dict[str, str], threads: int, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
+        missing = convert((need for runtime in runtimes for need in runtime.needs), asked.checkpoint, files)
+        faults = {runtime.name: missing[need] for runtime in runtimes for need in runtime.needs if need in missing}
+        able = [runtime for runtime in runtimes if runtime.least_threads <= threads and runtime.name not in faults]
+        job = Job(asked.checkpoint, bundle, files, threads, asked.length, tuple(variants), more, options.tuned)
+        here = {**common, "case": f"{common['case']}, {threads} thread{'s' * (threads > 1)}", "threads": threads}
         with Contest(able, job, known) as contest:
             for case in cases:
                 print(f"{here['case']}, {case.name} ...", file=sys.stderr, flush=True)
                 yield from contest.rows(case, options.rounds if case.calls > 1 else MIN_ROUNDS, here)
-            faults = {**failed, **contest.faults}
+            faults |= contest.faults
         yield from ({**here, "contender": name, "fault": fault} for name, fault in faults.items())
+
+    for threads in options.threads if cases else ():
+        yield from taken(choose(everybody(variants, others, options.tuned), options.only), others, threads, cases)
+    if "recipes" in options.parts:
+        if failed := convert(["recipes"], asked.checkpoint, files):
+            yield {**common, "contender": "bertfast int8, by recipe", "fault": failed["recipes"]}
+        else:
+            found = recipe_files(files)
+            chosen = choose(everybody(variants, found, options.tuned), list(found))
+            yield from taken(chosen, found, max(options.threads), [known._replace(name=f"recipes for int8, {known.name}")])
 
 
 def choose(runtimes: Sequence[Runtime], names: Sequence[str] | None) -> list[Runtime]:
@@ -242,7 +235,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     options.texts = options.texts or (_QUICK_TEXTS if options.quick else None)
     options.threads = options.threads or ([2] if options.quick else [1, 2])
     options.only = options.only or (list(QUICK) if options.quick else None)
-    options.parts = options.parts or list(PARTS)
+    options.parts = options.parts or [part for part in PARTS if not (options.quick and part == "recipes")]
     if options.quick:
         options.rounds = MIN_ROUNDS
     return options

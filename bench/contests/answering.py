@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from bench.cases.questions import Texts, Tokens
-from bench.contests.runtimes import Place, everybody
+from bench.contests.roster import everybody
+from bench.contests.runtimes import Place
 from bench.harness.memory import forget_peak, peak_resident_bytes, resident_bytes
 from bench.harness.processes import serve
 

@@ -156,6 +156,26 @@ def bundle(checkpoint: Path, folder: Path) -> None:
         export.export_bundle(str(checkpoint), str(folder / "bundle"), options, configured(source.block), source)
 
 
+def recipes(checkpoint: Path, folder: Path) -> None:
+    """The int8 recipes of bertfast's search as files, whether they keep the answers or not: its first ones, those with ever more products in float32
+    (every third), and weights alone. A file is called as its recipe is."""
+    from bertfast.model.bert import BertClassifier
+    from bertfast_export.bundle.int8_search import STARTS
+    from bertfast_export.bundle.int8_search import recipes as searched
+    from bertfast_export.graphs.network import Network
+    from bertfast_export.graphs.quantized import measure, quantized_graph
+    from bertfast_export.graphs.writer import save_model
+
+    network = Network.of(BertClassifier.from_pretrained(str(checkpoint)).eval())
+    tokens = Tokens.load(folder / "calibration.npz")
+    statistics = measure(network, [padded(tokens, rows) for rows in np.array_split(np.arange(len(tokens)), -(-len(tokens) // 16))])
+    found, first = list(searched(network, statistics)), len(STARTS)
+    (folder / "unfinished").mkdir()
+    for recipe in (*found[:first], *found[first:-1:3], found[-1]):
+        save_model(quantized_graph(network, statistics, recipe), folder / "unfinished" / f"{recipe.name}.onnx")
+    (folder / "unfinished").rename(folder / "recipes")
+
+
 CONVERSIONS: dict[str, tuple[Callable[[Path, Path], None], str]] = {  # what is made, and the file or folder that it leaves
     "openvino": (openvino, "openvino.xml"),
     "openvino-int8": (openvino_int8, "openvino-int8.xml"),
@@ -164,6 +184,7 @@ CONVERSIONS: dict[str, tuple[Callable[[Path, Path], None], str]] = {  # what is 
     "onnxruntime-dynamic": (onnxruntime_dynamic, "dynamic.onnx"),
     "optimum": (optimum, "optimum"),
     "bundle": (bundle, "bundle"),
+    "recipes": (recipes, "recipes"),
 }
 
 

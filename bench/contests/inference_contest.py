@@ -13,7 +13,8 @@ import numpy as np
 
 from bench import ROOT
 from bench.contests.conversions import CONVERSIONS
-from bench.contests.runtimes import BASELINE, Place, Runtime
+from bench.contests.roster import BASELINE, Runtime
+from bench.contests.runtimes import Place
 from bench.harness.intervals import fastest, significant, take_turns, timing_rows
 from bench.harness.processes import Fault, Program
 

@@ -123,11 +123,6 @@ def inference_table(rows: Sequence[Row]) -> list[str]:
     )
     figures = ("same answers", "a logit is off by", "neighbours move it by", "MB after loading", "MB at most", "MB of files")
     lines = [*table(header, strongest), *table(("case", "contender", "ms", *figures, "against"), every)]
-    recipes = (
-        (row["case"], row["contender"], f"{row['agreement']:.2%}", f"{row['int8_share']:.0%}", _once(row, "milliseconds"))
-        for row in of_suite(rows, "inference", "agreement")
-    )
-    lines += table(("case", "recipe", "same answers", "products in int8", "ms"), recipes)
     commands = (
         (row["case"], row["contender"], row["milliseconds"][1], ratios_of(row))
         for row in of_suite(rows, "inference", "milliseconds")
@@ -142,10 +137,6 @@ def _named(row: Row) -> str:
 
 def _megabytes(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.0f}"
-
-
-def _once(row: Row, name: str) -> str:
-    return f"{row[name]:.4g}" if name in row else ""
 
 
 def scale_table(rows: Sequence[Row]) -> list[str]:

@@ -9,13 +9,10 @@ from bench import bench_inference
 from bench.bench_inference import QUICK, choose, main, of_length
 from bench.cases.questions import Texts, Tokens
 from bench.contests.inference_contest import Contest
-from bench.contests.runtimes import BASELINE, everybody
+from bench.contests.roster import BASELINE, everybody
 from bench.report.page import report
 
-RECORD = {
-    "files": {"model_optimized.onnx": "a", "model_quantized.onnx": "b"},
-    "int8_search": {"tried": [{"recipe": "smoothing 0.7", "floats": [], "int8_share": 1.0, "agreement": 0.9875, "points_lost": 0.1}]},
-}
+RECORD = {"files": {"model_optimized.onnx": "a", "model_quantized.onnx": "b"}}
 
 
 @pytest.fixture
@@ -48,6 +45,10 @@ def asked(monkeypatch):
             for name in RECORD["files"]:
                 (folder / "bundle" / name).write_bytes(bytes(1000))
             return {}
+        if asked == {"recipes"}:
+            (folder / "recipes").mkdir()
+            (folder / "recipes" / "smoothing 0.7, 4 in float32.onnx").touch()
+            return {}
         assert {"openvino", "openvino-int8", "ctranslate2-int8"} >= asked and not (checkpoint / "onnx").exists()
         for runtime in everybody({}, {}, False):
             for file in runtime.files if runtime.root == "files" else ():
@@ -75,7 +76,7 @@ def test_a_quick_run_and_its_rows(asked, tmp_path, capsys):
     assert ours["file_bytes"] == 1000 and [ratio["to"] for ratio in ours["ratios"]] == [BASELINE, "OpenVINO int8, two streams"]
     assert "one text of 512 tokens" in capsys.readouterr().out
     text = "\n".join(report(rows))
-    assert "| bertfast int8: smoothing 0.7 | 98.75% | 100% |" in text and "- OpenVINO bf16, two streams did not run" in text
+    assert "- OpenVINO bf16, two streams did not run" in text
 
 
 def test_pieces_of_a_run(asked, tmp_path):
@@ -84,6 +85,15 @@ def test_pieces_of_a_run(asked, tmp_path):
     assert [[runtime.name for runtime in contest.runtimes] for contest in asked] == [[BASELINE, "bertfast int8"]] * 2
     assert [(contest.job.threads, contest.asked) for contest in asked] == [(1, [("one", 30)] * 4), (2, [("one", 30)] * 4)]
     assert Tokens.load(tmp_path / "kept" / "calibration.npz").lengths.min() >= 5
+
+
+def test_every_recipe_is_held_against_eager_float32(asked, tmp_path):
+    assert main(["--size", "tiny", "--texts", "40", "--parts", "recipes", "--output", str(tmp_path / "rows.jsonl")]) == 0
+    (contest,) = asked
+    assert [runtime.name for runtime in contest.runtimes] == [BASELINE, "bertfast int8 recipe: smoothing 0.7, 4 in float32"]
+    assert contest.job.threads == 2 and contest.asked == [("file", 8)] and list(contest.job.others) == [contest.runtimes[1].name]
+    row = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
+    assert row["case"].endswith("recipes for int8, whole file, tokenising out")
 
 
 def test_an_unknown_name_and_missing_words(capsys, monkeypatch):

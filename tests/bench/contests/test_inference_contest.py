@@ -5,7 +5,7 @@ import pytest
 
 from bench.contests import inference_contest
 from bench.contests.inference_contest import Case, Contest, Job, agreement
-from bench.contests.runtimes import BASELINE, Runtime
+from bench.contests.roster import BASELINE, Runtime
 from bench.harness.processes import DIED, Fault
 
 KNOWN = Case("whole file", {"kind": "file", "tokens": "tokens.npz"}, 1)

@@ -1,4 +1,4 @@
-"""bench.contests.runtimes: every contender answers in the order it was asked, and as transformers does."""
+"""bench.contests.roster, with its runtimes and bundles: every contender answers in the order it was asked, and as transformers does."""
 
 import importlib.util
 import json
@@ -10,8 +10,10 @@ import torch
 
 from bench.cases.questions import Texts, Tokens, padded
 from bench.contests.answering import Answering
+from bench.contests.bundles import bundle_files, recipe_files
 from bench.contests.conversions import CONVERSIONS
-from bench.contests.runtimes import BASELINE, Place, bundle_files, everybody
+from bench.contests.roster import BASELINE, everybody
+from bench.contests.runtimes import Place
 from tests.support.exported import write_classifier, write_config, write_data
 from tests.support.tiny_bert import WORDS
 
@@ -116,6 +118,17 @@ def test_one_process_answers_what_it_is_asked(place, truth, tmp_path, monkeypatc
         assert np.abs(found - truth).max() < CLOSE["float32"] and 0 < answering({"time": case}) < 60
     assert np.array(answering({"answer": {**cases[2], "rows": 3}})).shape == (3, 3)
     assert answering({"peak": cases[0]}) > 1e7 and cores == [min(2, len(os.sched_getaffinity(0)))]
+
+
+def test_recipes_are_files_that_answer(place, truth, tmp_path):
+    questions(32).save(tmp_path / "calibration.npz")
+    CONVERSIONS["recipes"][0](place.checkpoint, tmp_path)
+    found = recipe_files(tmp_path)
+    assert "bertfast int8 recipe: smoothing 0.7" in found and any("weights alone" in name for name in found) and len(found) >= 4
+    tokens = questions(len(truth))
+    ours = [runtime for runtime in everybody({}, found, False) if runtime.name in found]
+    errors = {runtime.name: np.abs(runtime.load(place).answer(tokens) - truth).max() for runtime in ours}
+    assert set(errors) == set(found) and all(0 < error < CLOSE["int8"] for error in errors.values())
 
 
 def test_a_bundle_says_what_it_holds_for_a_cpu(tmp_path):

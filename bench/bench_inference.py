@@ -23,7 +23,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,17 +45,10 @@ PARTS = ("file", "server", "one", "recipes")
 TASKS = {"sst2": ("SST-2", "dev"), "mnli": ("MNLI", "dev_matched")}
 LENGTHS_OF_ONE = {16: 40, 32: 40, 128: 16, 512: 6}  # tokens of one text: calls a round
 SERVED = 16 * BATCH_SIZE  # examples of the server's case
-QUICK = (
-    BASELINE,
-    "OpenVINO bf16, two streams",
-    "OpenVINO int8, two streams",
-    "CTranslate2 int8, two workers",
-    "bertfast optimized",
-    "bertfast int8",
-)
+QUICK = (BASELINE, "OpenVINO bf16, two streams", "CTranslate2 int8, two workers", "bertfast optimized", "bertfast int8")
 PACKAGES = ("torch", "transformers", "tokenizers", "openvino", "nncf", "ctranslate2", "onnxruntime", "numpy")
 _CALIBRATION = 300  # training examples, nncf's own default
-_QUICK_CALIBRATION, _QUICK_TEXTS = 32, 96
+_QUICK_CALIBRATION, _QUICK_TEXTS, _QUICK_LENGTHS = 32, 64, (16, 128)
 
 
 class Asked(NamedTuple):
@@ -92,7 +85,6 @@ def made_up(options: argparse.Namespace, folder: Path) -> Asked:
     count = options.texts or 1000
     lengths = lengths_of("mnli", options.calibration + count, options.seed)
     config = write_pairs(folder, options.size, lengths, options.seed)
-    config["bertfast"]["eval_input"]["data_file"] = config["bertfast"]["train_input"]["data_file"]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with open(folder / "train.tsv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
@@ -121,8 +113,8 @@ def of_length(tokens: Tokens, length: int, count: int) -> Tokens:
     return Tokens(words.reshape(-1), np.zeros(words.size, np.uint8), np.full(count, length, np.int32))
 
 
-def questions(asked: Asked, parts: Sequence[str], folder: Path) -> tuple[Case, list[Case]]:
-    """The case whose answers are compared, and those that are timed."""
+def questions(asked: Asked, parts: Sequence[str], lengths: Mapping[int, int], folder: Path) -> tuple[Case, list[Case]]:
+    """The case whose answers are compared, and those that are timed. lengths: tokens of the part "one", and the calls of a round."""
     tokens, cases = tokenised(asked.texts, asked.checkpoint, asked.length), []
     ids, texts = folder / "tokens.npz", folder / "texts.json"
     tokens.save(ids)
@@ -133,7 +125,7 @@ def questions(asked: Asked, parts: Sequence[str], folder: Path) -> tuple[Case, l
     if "server" in parts:
         cases.append(Case("batches of 32 as they come", {"kind": "server", "tokens": str(ids), "rows": SERVED}, 1))
     if "one" in parts:
-        for length, calls in LENGTHS_OF_ONE.items():
+        for length, calls in lengths.items():
             of_length(tokens, length, calls).save(folder / f"one-{length}.npz")
             cases.append(Case(f"one text of {length} tokens", {"kind": "one", "tokens": str(folder / f"one-{length}.npz")}, calls))
     return known, cases
@@ -146,7 +138,7 @@ def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argp
     common = {"suite": "inference", "measure": "time", "case": f"{asked.name}, {len(asked.texts.first)} texts", "model": options.size}
     common["texts"] = len(asked.texts.first)
     others, variants = dict(part.split("=", 1) for part in options.other), bundle_files(bundle)
-    known, cases = questions(asked, options.parts, folder)
+    known, cases = questions(asked, options.parts, options.lengths, folder)
 
     def taken(runtimes: Sequence[Runtime], more: dict[str, str], threads: int, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
         missing = convert((need for runtime in runtimes for need in runtime.needs), asked.checkpoint, files)
@@ -221,7 +213,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--command", type=Path, metavar="TSV", help="whole commands over a file with a column named sentence, too")
     parser.add_argument("--rounds", type=int, default=20, help="of one text at a time; the other cases have 8")
-    parser.add_argument("--quick", action="store_true", help=f"{_QUICK_TEXTS} made-up texts, two threads, six contenders")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{_QUICK_TEXTS} made-up texts, two threads, five contenders, texts of 16 and 128 tokens"
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(words)
@@ -235,6 +229,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     options.texts = options.texts or (_QUICK_TEXTS if options.quick else None)
     options.threads = options.threads or ([2] if options.quick else [1, 2])
     options.only = options.only or (list(QUICK) if options.quick else None)
+    options.lengths = {length: calls for length, calls in LENGTHS_OF_ONE.items() if length in _QUICK_LENGTHS or not options.quick}
     options.parts = options.parts or [part for part in PARTS if not (options.quick and part == "recipes")]
     if options.quick:
         options.rounds = MIN_ROUNDS

@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.cases.questions import Tokens, padded
 
-_ASKED = 12  # of the judge's made-up batches, the shortest: all of them take minutes, and weights that are nobody's need no proof
+_ASKED = 4  # of the judge's made-up batches, the shortest: all of them take minutes, and weights that are nobody's need no proof
 _EXAMPLE = (2, 16)  # texts x tokens, to trace with
 
 

@@ -38,6 +38,7 @@ class BertPretrainer(BertEncoder):
             self.pooler.requires_grad_(False)  # kept as it came, for the fine-tuning that follows
 
     def forward(self, batch: MaskedBatch, bits: RandomBits | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch = self.in_rows(batch)
         pack = pack_of(batch, bits, self.training)
         x_TD = self.embeddings(batch, pack).to(self.compute_dtype)
         for layer in self.layers[:-1]:

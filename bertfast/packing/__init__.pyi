@@ -1,9 +1,11 @@
 from .batch import IGNORE_LABEL as IGNORE_LABEL
+from .batch import AnyBatch as AnyBatch
 from .batch import Extent as Extent
 from .batch import MixedBatch as MixedBatch
 from .batch import PackedBatch as PackedBatch
 from .batch import doubled as doubled
 from .buckets import bucket_of as bucket_of
+from .buckets import in_common_rows as in_common_rows
 from .buckets import padded as padded
 from .futures import ahead as ahead
 from .masking import MaskedBatch as MaskedBatch

@@ -10,7 +10,7 @@ import dataclasses
 
 import torch
 
-from bertfast.packing.batch import IGNORE_LABEL, Extent, PackedBatch
+from bertfast.packing.batch import IGNORE_LABEL, AnyBatch, Extent
 
 # T tokens, B sequences
 
@@ -33,13 +33,13 @@ def rounded_up(n: int, multiple: int, parts: int | None = None) -> int:
     return max(-(-n // step), 1) * step
 
 
-def padded(batch: PackedBatch, bucket: Extent) -> PackedBatch:
+def padded(batch: AnyBatch, bucket: Extent) -> AnyBatch:
     """`batch` padded up to `bucket`, on its device: padding tokens are id 0 at position 0 of segment 0, fillers have example id -1.
 
     Raises:
-        ValueError: the batch is larger than the bucket, or its sequences are pieces of documents, which cannot be empty.
+        ValueError: the batch is larger than the bucket, or is to have more sequences and they are pieces of documents, which cannot be empty.
     """
-    if batch.cu_pieces is not None:
+    if batch.cu_pieces is not None and bucket.sequences > batch.num_sequences:
         raise ValueError("a batch of documents in pieces cannot be padded: each document needs at least one piece")
     extent = batch.unpadded or batch.extent
     if any(mine > room for mine, room in zip(batch.extent, bucket, strict=True)):
@@ -54,6 +54,11 @@ def padded(batch: PackedBatch, bucket: Extent) -> PackedBatch:
         changes["labels"] = _extended(batch.labels, sequences, ignored)
     changes["cu_seqlens"] = torch.cat((batch.cu_seqlens, batch.cu_seqlens[-1:].expand(sequences)))
     return dataclasses.replace(batch, max_seqlen=bucket.max_seqlen, unpadded=extent, **changes)
+
+
+def in_common_rows(batch: AnyBatch) -> AnyBatch:
+    """`batch` with padding tokens up to a number that other batches have too: below 8 of them, or 1/16 of T, and in the mean 1/32."""
+    return padded(batch, batch.extent._replace(tokens=rounded_up(batch.num_tokens, 8, 16)))
 
 
 def _extended(values: torch.Tensor, count: int, value: float) -> torch.Tensor:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from bertfast.config.blocks import LossConfig
+from bertfast.config.blocks import HeadConfig, LossConfig
 from bertfast.model.bert import BertClassifier, RandomBits
+from bertfast.model.heads import set_head
 from bertfast.model.losses import Loss
 from bertfast.packing.batch import IGNORE_LABEL, Extent, PackedBatch
-from bertfast.packing.buckets import bucket_of, padded
+from bertfast.packing.buckets import bucket_of, in_common_rows, padded
 from bertfast_kernels import use_backend
 from tests.model.test_bert import bert_config
 from tests.support.tolerances import GRADIENT, LOGITS
@@ -154,3 +155,27 @@ def test_what_does_not_fit_is_refused():
         padded(packed([5, 2, 9]), Extent(15, 128, 8))
     with pytest.raises(ValueError, match="pieces"):
         padded(packed([5, 2, 9]).with_pieces([0, 2, 3], [0, 1, 2]), Extent(64, 128, 8))
+
+
+def test_common_rows_are_few_and_near():
+    rows = {n: in_common_rows(packed([n])).num_tokens for n in range(1, 2100)}
+    assert all(n <= padded_n < n + max(8, n / 16) for n, padded_n in rows.items())
+    assert len(set(rows.values())) < 100
+
+
+@pytest.mark.parametrize("pieces", [False, True], ids=["examples", "pieces"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "attention"])
+def test_16_bits_on_a_cpu_meet_common_rows_and_answer_the_same(pooling, pieces):
+    torch.manual_seed(1)
+    config = bert_config(num_labels=3, num_hidden_layers=2)
+    set_head(config, HeadConfig(pooling=pooling))
+    model, batch = BertClassifier(config).train(), packed([5, 2, 9, 17])
+    if pieces:
+        batch = batch.with_pieces([0, 1, 4], [0, 1, 2, 3])
+    met = []
+    model.layers[0].register_forward_pre_hook(lambda module, args: met.append(args[0].shape[0]))
+    wanted = model(batch)
+    model.compute_dtype = torch.bfloat16
+    found = model(batch)
+    assert met == [33, 40]
+    assert found.shape == wanted.shape and (found - wanted).abs().max() < 0.02 * wanted.abs().max()

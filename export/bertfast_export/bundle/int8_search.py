@@ -31,7 +31,7 @@ _ROUNDS, _TIMED_TOKENS = 9, 512
 # Scales measured beforehand do for what comes from a norm, whose rows are all of one size: they save a pass over the inputs and one over the outputs.
 STARTS = (
     Recipe("smoothing 0.7, fixed scales behind norms", 0.7, fixed=True),
-    Recipe("smoothing 0.5, fixed scales behind norms", 0.5, fixed=True),
+    Recipe("smoothing 0.8, fixed scales behind norms", 0.8, fixed=True),
     Recipe("smoothing 0.7", 0.7),
     Recipe("smoothing 0.5", 0.5),
 )

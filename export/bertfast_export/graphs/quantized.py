@@ -2,10 +2,10 @@
 
 Weights are int8 with a scale for each output, rounded one input after the other so that what one loses the next ones make up (GPTQ, Frantar
 et al. 2023). Activations are uint8, with a scale for each token, taken as it comes: so an answer does not depend on who else is in the batch,
-as with onnxruntime's own dynamic quantization, and a text unlike all others is not cut off, as with scales measured beforehand (on the grid
-such scales were wrong by whole logits, and on real texts they were not better). Channels are evened out first, the inverse being folded into
-the weights (SmoothQuant, Xiao et al. 2023). The output of GELU is never below -0.17: moved up by that much it needs no sign, which is one bit
-more, and the bias takes the move back.
+as with onnxruntime's own dynamic quantization. What comes from a norm is alike in size for every token, and may have one scale instead, measured
+beforehand: no pass looks for the largest element and none multiplies the outputs. What comes from attention or GELU may not (98.5 % of SST-2's
+answers with fixed scales everywhere, 99.8 % with them behind norms). Channels behind norms are evened out first, the inverse being folded into the
+weights (SmoothQuant, Xiao et al. 2023). The output of GELU is never below -0.17, so that its zero lies at level 16 and nearly all levels are above.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ PARTS = ("qkv", "attention_out", "ffn_up", "ffn_down")
 BEHIND_NORMS = ("qkv", "ffn_up")
 GELU_FLOOR = 0.17  # the least value of GELU is -0.16997, of its tanh form too
 GELU_ZERO = 16  # the level of 0 behind GELU: 16 levels of at least GELU_FLOOR / 16 reach down to its least value
-_MARGIN = 1.25
 _DAMPING = 0.01  # of the mean square of an input, added to all: keeps the rounding of rarely seen inputs near to the nearest
 _BLOCK = 128
 
@@ -151,7 +150,7 @@ class QuantizedOperators(StreamOperators):
         if self.recipe.fixed and name.endswith(BEHIND_NORMS):
             return self._by_fixed_scale(x, name, made, [*weights, self.cut(self.weight(bias), part)])
         first = part != "others" and name.startswith(f"layers.{self.network.num_layers - 1}.")
-        found = self._by_row(x, made, weights, "stream.firsts" if first else "stream.rows")
+        found = self._by_row(x, made, weights, "stream.firsts" if first else "stream.positions")
         if name.endswith(".qkv"):
             return self.graph.add("Add", [found, self.cut(self.weight(bias), part)], f"{made}.biased")
         self.left.add(bias)
@@ -164,9 +163,10 @@ class QuantizedOperators(StreamOperators):
         return self.graph.weight(f"{name}.int8", quantized), self.constant(f"{name}.scale", scale_N), factors
 
     def _evenness(self, name: str) -> np.ndarray:
-        """What each input channel is divided by [K]: reach^a / largest weight^(1 - a), of geometric mean 1. Behind GELU it is left alone."""
+        """What each input channel is divided by [K]: reach^a / largest weight^(1 - a), of geometric mean 1. Behind norms alone: what attention gives
+        kept as many answers without (99.9 and 99.8 % on SST-2), and a pass less."""
         weight, seen, strength = self.network.weights[f"{name}.weight"], self.statistics[name], self.recipe.smoothing
-        if strength is None or name.endswith("ffn_down"):
+        if strength is None or not name.endswith(BEHIND_NORMS):
             return np.ones(len(weight))
         reach = np.maximum(np.maximum(np.abs(seen.least), np.abs(seen.largest)), 1e-6).astype(np.float64)
         heaviest = np.maximum(np.abs(weight).max(axis=1), 1e-6).astype(np.float64)
@@ -174,11 +174,11 @@ class QuantizedOperators(StreamOperators):
         return even / np.exp(np.log(even).mean())
 
     def _by_fixed_scale(self, x: str, name: str, made: str, weights: list[str]) -> str:
-        """Levels of one scale and zero point, measured beforehand; beyond _MARGIN times what the sample reached, values are cut off."""
+        """Levels of one scale and zero point, which reach as far as the sample did: values beyond are cut off."""
         seen, even = self.statistics[name], self._evenness(name)
         least, largest = (float(f(values / even)) for f, values in ((np.min, seen.least), (np.max, seen.largest)))
-        step = _MARGIN * (max(largest, 0.0) - min(least, 0.0)) / 255
-        zero = int(np.clip(np.round(-_MARGIN * min(least, 0.0) / step), 0, 255))
+        step = max(max(largest, 0.0) - min(least, 0.0), 1e-20) / 255
+        zero = int(np.clip(np.round(-min(least, 0.0) / step), 0, 255))
         reading = [self.constant(f"{name}.step", step), self.constant(f"{name}.zero", zero, np.uint8)]
         levels = self.graph.add("QuantizeLinear", [x, *reading], f"{made}.levels")
         weight, scale, bias = weights
@@ -190,10 +190,10 @@ class QuantizedOperators(StreamOperators):
         add, behind_gelu = self.graph.add, made.endswith("ffn_down")
         size = x if behind_gelu else add("Abs", [x], f"{made}.size")
         largest = add("ReduceMax", [size, self.constant("last_axis", [-1], np.int64)], f"{made}.largest", keepdims=1)
-        zero = GELU_ZERO if behind_gelu else 128
-        top, least = (255 - zero, GELU_FLOOR / zero) if behind_gelu else (127, 1e-20)
-        step = add("Mul", [largest, self.constant(f"by_row.{top}", 1 / top)], f"{made}.share")
-        step = add("Max", [step, self.constant("gelu.least_step" if behind_gelu else "tiny", least)], f"{made}.step")
+        zero, top = (GELU_ZERO, 255 - GELU_ZERO) if behind_gelu else (128, 127)
+        step = add("Mul", [largest, self.constant(f"by_row.{top}", 1 / top)], f"{made}.step")
+        if behind_gelu:  # a row of zeros has no levels elsewhere, and a step of 0 that makes its products 0
+            step = add("Max", [step, self.constant("gelu.least_step", GELU_FLOOR / GELU_ZERO)], f"{made}.wide_step")
         steps = add("Reshape", [step, self.constant("stream.flat", [-1], np.int64)], f"{made}.steps")
         levels = add("QuantizeLinear", [x, steps, self._zeros(zero, rows)], f"{made}.levels", axis=0)
         one, at = self.constant("one", 1.0), self.constant(f"zero.{zero}", zero, np.uint8)

@@ -52,11 +52,12 @@ class StreamOperators(Operators):
         pooled = add(
             "Or", [add("Equal", [columns, first], "stream.is_first"), add("Equal", [counted, first], "stream.is_empty")], "stream.extra"
         )
-        kept = add("Reshape", [add("Or", [is_token, pooled], "stream.stays"), flat], "stream.kept")
-        add(
-            "Reshape", [add("NonZero", [kept], "stream.nonzero"), flat], "stream.rows"
-        )  # [T]: where in [B * S] each token of the stream was
-        ranks = add("CumSum", [add("Cast", [kept], "stream.ones", to=TensorProto.INT64), first], "stream.ranks")
+        stays = add("Or", [is_token, pooled], "stream.stays")
+        where = add("NonZero", [stays], "stream.where")  # [2, T]: the row and the column that each token of the stream has
+        add("Transpose", [where], "stream.cells", perm=[1, 0])
+        add("Gather", [where, one], "stream.positions", axis=0)
+        kept = add("Reshape", [add("Cast", [stays], "stream.ones", to=TensorProto.INT64), flat], "stream.kept")
+        ranks = add("CumSum", [kept, first], "stream.ranks")
         places = add("Reshape", [add("Sub", [ranks, one], "stream.back"), add("Shape", [mask], "stream.shape")], "stream.places")
         add("Gather", [places, first], "stream.firsts", axis=1)  # [B]
         query = add("Mul", [places, self.constant("stream.parts", 3, np.int64)], "stream.query")  # [B, S], in the stream as [T * 3, D]
@@ -74,17 +75,13 @@ class StreamOperators(Operators):
 
     def embeddings(self, input_ids: str, token_type_ids: str) -> str:
         """Ids [B, S] -> [T, D]."""
-        add, flat = self.graph.add, self.constant("stream.flat", [-1], np.int64)
-        ids, segments = (
-            add("Gather", [add("Reshape", [name, flat], f"{name}.flat"), "stream.rows"], f"{name}.kept")
-            for name in (input_ids, token_type_ids)
-        )
-        positions = add("Mod", ["stream.rows", "stream.width"], "stream.positions")
+        add = self.graph.add
+        ids, segments = (add("GatherND", [name, "stream.cells"], f"{name}.kept") for name in (input_ids, token_type_ids))
         parts = [
             self.words(ids),
             *(
                 add("Gather", [self.weight(f"embeddings.{table}"), index], f"embeddings.{table}s")
-                for table, index in (("segment", segments), ("position", positions))
+                for table, index in (("segment", segments), ("position", "stream.positions"))
             ),
         ]
         return self.layer_norm(add("Sum", parts, "embeddings.sum"), "embeddings", "embeddings.norm")
@@ -111,7 +108,7 @@ class StreamOperators(Operators):
         add = self.graph.add
         thirds = self._rows(self.product(x, name), f"{name}.thirds")
         parts = [add("Gather", [thirds, f"stream.{part}"], f"{name}.{part}") for part in ("query", "key", "value")]
-        return add("Gather", [self._rows(self._attend([*parts, mask], name), f"{name}.padded"), "stream.rows"], f"{name}.joined")
+        return add("GatherND", [self._attend([*parts, mask], name), "stream.cells"], f"{name}.joined")
 
     def last_attention(self, x: str, name: str) -> tuple[str, str]:
         """[T, D] -> [B, D] of the first columns, and x there: theirs are the only queries whose answer is read."""

@@ -229,7 +229,7 @@ def _constants(config: BertConfig) -> dict[str, np.ndarray]:
     floats = {"zero": 0.0, "one": 1.0, "half": 0.5, "masked": np.finfo(np.float32).min, "heads.scale": (size // heads) ** -0.5}
     floats |= {"gelu.cubic": 0.044715, "gelu.slope": (2 / np.pi) ** 0.5 if is_tanh else 0.5**0.5, "masked.openvino": -(2.0**100)}
     gelu_top = 255 - _GELU_ZERO
-    floats |= {"tiny": 1e-20, "gelu.least_step": _GELU_FLOOR / _GELU_ZERO, "by_row.127": 1 / 127, f"by_row.{gelu_top}": 1 / gelu_top}
+    floats |= {"gelu.least_step": _GELU_FLOOR / _GELU_ZERO, "by_row.127": 1 / 127, f"by_row.{gelu_top}": 1 / gelu_top}
     integers = {"mask.axes": [1, 2], "embeddings.begin": [0], "first": 0, "last_axis": [-1]}
     integers |= {"first.begin": [0], "first.end": [1], "first.axis": [1]}
     integers |= {"heads.split": [0, 0, heads, size // heads], "heads.join": [0, 0, size]}

@@ -6,8 +6,9 @@ keeps `_WELL`; two whose times are alike are told apart by their answers. So tim
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from bertfast_export.runtime import open_session
 
 # n examples, C classes
 
+_BUDGET = BUDGETS["model_quantized.onnx"]
 _SAMPLE = 256  # examples whose activations are measured
 _ASKED = 2000  # examples, over all splits, that a recipe is tried on first; one that keeps its promise there is tried on all
 _LEAST_SHARE = 0.4  # of the work in int8; below, eight-bit weights alone are tried
@@ -48,6 +50,11 @@ class Attempt:
     points_lost: float | None
     milliseconds: float | None = None  # of one batch on this machine, where it was timed
 
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps the promise of `BUDGETS`."""
+        return self.agreement >= _BUDGET.agreement and (self.points_lost or 0.0) <= _BUDGET.metric + 1e-9
+
     def to_dict(self) -> dict[str, Any]:
         """For verification.json."""
         facts = {"recipe": self.recipe.name, "floats": list(self.recipe.floats), "int8_share": self.share}
@@ -70,56 +77,69 @@ class Recipes:
 def search(
     network: Network, evidence: list[Evidence], options: Options, metadata: Mapping[str, str], say: Callable[[str], None]
 ) -> Recipes:
-    """Try recipes from the fastest on; the first that keeps the promise of `BUDGETS` wins. Without data there is none."""
+    """Try recipes on some of the examples, STARTS first, and the one to be taken on all; the first that keeps the promise there wins. Without data
+    there is none."""
     if not evidence:
         return Recipes("none is written: without examples there is nothing to hold an int8 recipe against")
     statistics = measure(network, _sample(evidence))
     everything = [np.arange(len(part.dataset)) for part in evidence]
     some = [_spread(len(part.dataset), _ASKED // len(evidence)) for part in evidence]
     is_whole = all(len(rows) == len(part.dataset) for part, rows in zip(evidence, some, strict=True))
-    budget = BUDGETS["model_quantized.onnx"]
     tried: list[Attempt] = []
-    keeping: list[tuple[Attempt, onnx.ModelProto]] = []
-    for recipe in recipes(network, statistics):
-        if keeping and recipe not in STARTS:
-            break
-        graph = quantized_graph(network, statistics, recipe, options.opset, options.integers, metadata)
-        for rows in [some] if is_whole else [some, everything]:
-            attempt = _try(graph, recipe, network, evidence, rows)
-            lost = "" if attempt.points_lost is None else f", {attempt.points_lost:.2f} points of the metric lost"
-            of = "all" if is_whole or rows is everything else "some"
-            say(
-                f"int8: {recipe.name} ({attempt.share:.0%} of the work): {attempt.agreement:.2%} the same answers{lost}, on {of} of the examples"
-            )
-            keeps = attempt.agreement >= budget.agreement and (attempt.points_lost or 0.0) <= budget.metric + 1e-9
-            if not keeps:
-                break
-        tried.append(attempt)
-        if keeps:
-            keeping.append((attempt, graph))
-    if keeping:
-        attempt, graph = _chosen(keeping, evidence)
-        took = "" if attempt.milliseconds is None else f", {attempt.milliseconds:.1f} ms for {_TIMED_TOKENS} tokens on one core here"
-        return Recipes(f"{attempt.recipe.name}: {attempt.share:.0%} of the work in int8{took}", graph, tried)
+
+    def attempted(recipe: Recipe, graph: onnx.ModelProto, rows: list[np.ndarray]) -> Attempt:
+        """Try a recipe on these rows; what is noted takes the place of what it came to on fewer."""
+        attempt = _try(graph, recipe, network, evidence, rows)
+        lost = "" if attempt.points_lost is None else f", {attempt.points_lost:.2f} points of the metric lost"
+        of = "all" if is_whole or rows is everything else "some"
+        say(
+            f"int8: {recipe.name} ({attempt.share:.0%} of the work): {attempt.agreement:.2%} the same answers{lost}, on {of} of the examples"
+        )
+        earlier = next((other for other in tried if other.recipe == recipe), None)
+        if earlier is None:
+            tried.append(attempt)
+        else:
+            attempt.milliseconds, tried[tried.index(earlier)] = earlier.milliseconds, attempt
+        return attempt
+
+    for group in _groups(recipes(network, statistics)):
+        graphs = {recipe: quantized_graph(network, statistics, recipe, options.opset, options.integers, metadata) for recipe in group}
+        found = [attempted(recipe, graph, some) for recipe, graph in graphs.items()]
+        for attempt in _ranked([(attempt, graphs[attempt.recipe]) for attempt in found if attempt.keeps], evidence):
+            graph = graphs[attempt.recipe]
+            if not is_whole:
+                attempt = attempted(attempt.recipe, graph, everything)
+            if attempt.keeps:
+                return Recipes(f"{attempt.recipe.name}: {attempt.share:.0%} of the work in int8", graph, tried)
     best = max(tried, key=lambda attempt: attempt.agreement)
     return Recipes(
-        f"none is written: of {len(tried)} recipes none keeps {budget.agreement:.0%} of the answers and loses at most {budget.metric:g} points; "
+        f"none is written: of {len(tried)} recipes none keeps {_BUDGET.agreement:.0%} of the answers and loses at most {_BUDGET.metric:g} points; "
         f"the best keeps {best.agreement:.2%}",
         None,
         tried,
     )
 
 
-def _chosen(keeping: list[tuple[Attempt, onnx.ModelProto]], evidence: list[Evidence]) -> tuple[Attempt, onnx.ModelProto]:
-    """Of the recipes that keep the promise: the one with the best answers where none answers well, else the fastest of those that do."""
+def _groups(every: Iterable[Recipe]) -> Iterator[list[Recipe]]:
+    """Those of STARTS together, then each of the others alone."""
+    for in_starts, members in itertools.groupby(every, lambda recipe: recipe in STARTS):
+        group = list(members)
+        yield from [group] if in_starts else ([recipe] for recipe in group)
+
+
+def _ranked(keeping: list[tuple[Attempt, onnx.ModelProto]], evidence: list[Evidence]) -> list[Attempt]:
+    """Recipes that keep the promise, the one to be taken first: those that answer well by their time, of like times the one
+    with the better answers; then the others by their answers."""
     well = [found for found in keeping if found[0].agreement >= _WELL]
-    if not well:
-        return max(keeping, key=lambda found: found[0].agreement)
     if len(well) > 1:
-        _time([(attempt, graph) for attempt, graph in well], evidence)
-        least = min(attempt.milliseconds or 0.0 for attempt, _ in well)
-        well = [found for found in well if (found[0].milliseconds or 0.0) <= _ALIKE * least]
-    return max(well, key=lambda found: found[0].agreement)
+        _time(well, evidence)
+    least = min((attempt.milliseconds or 0.0 for attempt, _ in well), default=0.0)
+
+    def rank(attempt: Attempt) -> tuple[bool, float, float]:
+        took = attempt.milliseconds or 0.0
+        return attempt.agreement < _WELL, took if took > _ALIKE * least else 0.0, -attempt.agreement
+
+    return sorted((attempt for attempt, _ in keeping), key=rank)
 
 
 def _time(graphs: list[tuple[Attempt, onnx.ModelProto]], evidence: list[Evidence]) -> None:

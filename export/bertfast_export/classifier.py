@@ -89,7 +89,7 @@ class OnnxClassifier:
         there = Files(folder)
         chosen = _chosen(folder, there, streams) if variant is None and provider == CPU else None
         variant = chosen.variant if chosen is not None else there.usual(variant, provider)
-        streams = streams or (chosen.streams if chosen is not None else 1)
+        streams = streams or (min(chosen.streams, threads or chosen.streams) if chosen is not None else 1)
         session, facts = open_variant(there, variant, providers, threads, streams)
         try:
             steps, length = json.loads(facts["preprocessing"]), int(facts["max_sequence_length"])
@@ -97,7 +97,7 @@ class OnnxClassifier:
             is_pair = steps["texts"].startswith(A_PAIR)
             encode = backend_encoder(tokenizer, length, is_pair, cut_left=steps.get("truncation_side") == "left")
             labels = json.loads(facts["labels"])
-            return cls(session, encode, labels, is_pair, steps["pad_token"], streams, chosen and chosen.batch_tokens)
+            return cls(session, encode, labels, is_pair, steps["pad_token"], streams, chosen.batch_tokens if chosen is not None else None)
         except Exception as error:  # tokenizers raises plain Exceptions
             raise ExportError(f"{folder}: its tokenizer or its metadata cannot be read ({error}); export it again") from None
 

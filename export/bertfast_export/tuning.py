@@ -78,7 +78,12 @@ def tune_bundle(folder: str, lengths: np.ndarray | None = None, say: Say = print
     many = _fastest_of_many(settings, sessions, texts, lengths)
     singles = [_Contender(setting, sessions[setting.variant, 1]) for setting in settings if setting.streams == 1]
     some = np.linspace(0, len(texts) - 1, min(_SINGLE, len(texts))).astype(int)
-    _race(singles, lambda contender: [_run(contender.session, texts, np.array([row])) for row in some], _LAST_ROUNDS)
+
+    def one_at_a_time(contender: _Contender) -> None:
+        for row in some:
+            _run(contender.session, texts, np.array([row]))
+
+    _race(singles, one_at_a_time, _LAST_ROUNDS)
     one = min(singles, key=lambda contender: contender.median)
     choice = Choice(many[0].setting, Setting(one.setting.variant, 1, _USUAL_BUDGET))
     measured = _rows(many, len(lengths), record, "many texts") + _rows(
@@ -134,7 +139,7 @@ def _fastest_of_many(
     return [*finalists, *first[_FINALISTS:]]
 
 
-def _race(contenders: Sequence[_Contender], run: Callable[[_Contender], Any], rounds: int) -> None:
+def _race(contenders: Sequence[_Contender], run: Callable[[_Contender], None], rounds: int) -> None:
     """Time each in turn, after a run that is not timed: kernels are made for a shape when it first comes."""
     for counted in [False] + [True] * rounds:
         for contender in contenders:

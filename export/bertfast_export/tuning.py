@@ -26,7 +26,7 @@ from bertfast_export.streams import batches, side_by_side
 
 _BUDGETS_OF_TOKENS = (1024, 2048, 4096)
 _USUAL_BUDGET = 2048
-_TOKENS = 24_000  # of the texts that a round computes, at most
+_TOKENS = 12_000  # of the texts that a round computes, at most
 _ROUNDS, _LAST_ROUNDS = 3, 7
 _FINALISTS = 3
 _SLOWEST = 3.0  # times the fastest of the first round; what is slower is measured no more

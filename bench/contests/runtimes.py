@@ -97,7 +97,7 @@ def openvino(place: Place, file: str, precision: str | None, streams: int) -> Pa
     if streams == 1:
         request = compiled.create_infer_request()
         return Padded(place, one_by_one(lambda batch: request.infer(batch)[0].copy()))
-    queue = ov.AsyncInferQueue(compiled, streams)
+    queue = ov.AsyncInferQueue(compiled, 2 * streams)  # a request waits for each stream while the next batch is padded
     found: dict[int, np.ndarray] = {}
     queue.set_callback(lambda request, index: found.__setitem__(index, request.get_output_tensor().data.copy()))
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fnmatch
 import importlib.util
 import json
 import os
@@ -165,13 +166,13 @@ def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argp
 
 
 def choose(runtimes: Sequence[Runtime], names: Sequence[str] | None) -> list[Runtime]:
-    """The contenders of these names and the baseline; without names all that can run here."""
+    """The contenders of these names or patterns ("OpenVINO*"), and the baseline; without names all that can run here."""
     if names is None:
         return [runtime for runtime in runtimes if "optimum" not in runtime.needs or importlib.util.find_spec("optimum")]
     known = [runtime.name for runtime in runtimes]
-    if unknown := [name for name in names if name not in known]:
+    if unknown := [name for name in names if not fnmatch.filter(known, name)]:
         raise SystemExit(f"--only {unknown[0]!r}: there is no such contender; known: {'; '.join(known)}")
-    return [runtime for runtime in runtimes if runtime.name in (*names, BASELINE)]
+    return [runtime for runtime in runtimes if any(fnmatch.fnmatchcase(runtime.name, name) for name in (*names, BASELINE))]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
@@ -205,7 +206,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--texts", type=int, help="so many of the dev set; left out: all, of made-up ones 1000")
     parser.add_argument("--threads", nargs="+", type=int, default=None, help="left out: 1 and 2, or 2 with --quick")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="left out: all")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these contenders alone, and eager float32")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these contenders alone, and eager float32; 'OpenVINO*' names several")
     parser.add_argument("--other", action="append", default=[], metavar="NAME=FILE.onnx")
     parser.add_argument("--tuned", action="store_true", help="`bertfast tune BUNDLE` has been run: say so of bertfast's own choice")
     parser.add_argument(

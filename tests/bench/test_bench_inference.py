@@ -100,6 +100,9 @@ def test_an_unknown_name_and_missing_words(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="--only 'OpenVINO': there is no such contender; known: transformers float32;"):
         choose(everybody({}, {}, False), ["OpenVINO"])
     assert [runtime.name for runtime in choose(everybody({}, {"theirs": "a.onnx"}, False), ["theirs"])] == [BASELINE, "theirs"]
+    assert [runtime.name for runtime in choose(everybody({}, {}, False), ["CTranslate2 int8*", "ONNX*"])] == [
+        *(BASELINE, "CTranslate2 int8, one worker", "CTranslate2 int8, two workers", "ONNX Runtime, quantize_dynamic")
+    ]
     monkeypatch.delenv("BERTFAST_DATA", raising=False)
     for words in (["--task", "sst2"], ["--checkpoint", "a"]):
         with pytest.raises(SystemExit):

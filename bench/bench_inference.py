@@ -49,7 +49,7 @@ SERVED = 16 * BATCH_SIZE  # examples of the server's case
 QUICK = (BASELINE, "OpenVINO bf16, two streams", "CTranslate2 int8, two workers", "bertfast optimized", "bertfast int8")
 PACKAGES = ("torch", "transformers", "tokenizers", "openvino", "nncf", "ctranslate2", "onnxruntime", "numpy")
 _CALIBRATION = 300  # training examples, nncf's own default
-_QUICK_CALIBRATION, _QUICK_TEXTS, _QUICK_LENGTHS = 32, 64, (16, 128)
+_QUICK_CALIBRATION, _QUICK_TEXTS, _QUICK_LENGTHS = 32, 32, {16: 10, 128: 4}
 
 
 class Asked(NamedTuple):
@@ -230,7 +230,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     options.texts = options.texts or (_QUICK_TEXTS if options.quick else None)
     options.threads = options.threads or ([2] if options.quick else [1, 2])
     options.only = options.only or (list(QUICK) if options.quick else None)
-    options.lengths = {length: calls for length, calls in LENGTHS_OF_ONE.items() if length in _QUICK_LENGTHS or not options.quick}
+    options.lengths = _QUICK_LENGTHS if options.quick else LENGTHS_OF_ONE
     options.parts = options.parts or [part for part in PARTS if not (options.quick and part == "recipes")]
     if options.quick:
         options.rounds = MIN_ROUNDS

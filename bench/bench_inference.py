@@ -145,7 +145,7 @@ def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argp
         missing = convert((need for runtime in runtimes for need in runtime.needs), asked.checkpoint, files)
         faults = {runtime.name: missing[need] for runtime in runtimes for need in runtime.needs if need in missing}
         able = [runtime for runtime in runtimes if runtime.least_threads <= threads and runtime.name not in faults]
-        job = Job(asked.checkpoint, bundle, files, threads, asked.length, tuple(variants), more, options.tuned)
+        job = Job(asked.checkpoint, bundle, files, threads, asked.length, tuple(variants), more)
         here = {**common, "case": f"{common['case']}, {threads} thread{'s' * (threads > 1)}", "threads": threads}
         with Contest(able, job, known) as contest:
             for case in cases:
@@ -155,13 +155,13 @@ def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argp
         yield from ({**here, "contender": name, "fault": fault} for name, fault in faults.items())
 
     for threads in options.threads if cases else ():
-        yield from taken(choose(everybody(variants, others, options.tuned), options.only), others, threads, cases)
+        yield from taken(choose(everybody(variants, others), options.only), others, threads, cases)
     if "recipes" in options.parts:
         if failed := convert(["recipes"], asked.checkpoint, files):
             yield {**common, "contender": "bertfast int8, by recipe", "fault": failed["recipes"]}
         else:
             found = recipe_files(files)
-            chosen = choose(everybody(variants, found, options.tuned), list(found))
+            chosen = choose(everybody(variants, found), list(found))
             yield from taken(chosen, found, max(options.threads), [known._replace(name=f"recipes for int8, {known.name}")])
 
 
@@ -208,7 +208,6 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="left out: all")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these contenders alone, and eager float32; 'OpenVINO*' names several")
     parser.add_argument("--other", action="append", default=[], metavar="NAME=FILE.onnx")
-    parser.add_argument("--tuned", action="store_true", help="`bertfast tune BUNDLE` has been run: say so of bertfast's own choice")
     parser.add_argument(
         "--files", type=Path, help="a folder for what the peers' tools convert, kept for the next run of the same checkpoint"
     )

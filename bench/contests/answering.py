@@ -40,7 +40,7 @@ class Answering:
         place = Place(*(Path(given[name]) for name in ("checkpoint", "bundle", "files")), given["threads"], given["length"])
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: place.threads])
-        runtimes = everybody(dict.fromkeys(given["variants"], ()), given["others"], given["is_tuned"])
+        runtimes = everybody(dict.fromkeys(given["variants"], ()), given["others"])
         self._contender = next(runtime for runtime in runtimes if runtime.name == given["name"]).load(place)
         return {"resident_bytes": resident_bytes()}
 

@@ -33,7 +33,6 @@ class Job(NamedTuple):
     length: int
     variants: tuple[str, ...]
     others: Mapping[str, str]
-    is_tuned: bool
 
     @property
     def place(self) -> Place:

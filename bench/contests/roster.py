@@ -33,10 +33,11 @@ class Runtime:
 
 
 BASELINE = "transformers float32"
+OWN_CHOICE = "bertfast, its own choice"
 _WEIGHTS = {"files": ("model.safetensors",), "root": "checkpoint"}
 
 
-def everybody(variants: Mapping[str, tuple[str, ...]], others: Mapping[str, str], is_tuned: bool) -> list[Runtime]:
+def everybody(variants: Mapping[str, tuple[str, ...]], others: Mapping[str, str]) -> list[Runtime]:
     """Every contender, the baseline first. variants: of a bundle, with their files; others: other people's ONNX files, by name."""
     found = [*_transformers_runtimes(), *_openvino_runtimes(), *_ctranslate2_runtimes()]
     for name, file, need in (
@@ -48,7 +49,7 @@ def everybody(variants: Mapping[str, tuple[str, ...]], others: Mapping[str, str]
         found.append(Runtime(name, partial(onnxruntime, file=file), (file,)))
     for variant, files in variants.items():
         found.append(Runtime(f"bertfast {variant}", partial(Bundle, variant=variant), files, "bundle"))
-    found.append(Runtime(f"bertfast, its own choice{' after bertfast tune' if is_tuned else ''}", partial(Bundle, variant=None)))
+    found.append(Runtime(OWN_CHOICE, partial(Bundle, variant=None)))
     for precision in ("float32", "bf16"):
         found.append(Runtime(f"bertfast packed network, torch {precision}", partial(Packed, precision=precision), **_WEIGHTS))
     return found

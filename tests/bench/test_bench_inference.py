@@ -50,7 +50,7 @@ def asked(monkeypatch):
             (folder / "recipes" / "smoothing 0.7, 4 in float32.onnx").touch()
             return {}
         assert {"openvino", "ctranslate2-int8"} >= asked and not (checkpoint / "onnx").exists()
-        for runtime in everybody({}, {}, False):
+        for runtime in everybody({}, {}):
             for file in runtime.files if runtime.root == "files" else ():
                 (folder / file).parent.mkdir(exist_ok=True)
                 (folder / file).write_bytes(bytes(500))
@@ -98,9 +98,9 @@ def test_every_recipe_is_held_against_eager_float32(asked, tmp_path):
 
 def test_an_unknown_name_and_missing_words(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="--only 'OpenVINO': there is no such contender; known: transformers float32;"):
-        choose(everybody({}, {}, False), ["OpenVINO"])
-    assert [runtime.name for runtime in choose(everybody({}, {"theirs": "a.onnx"}, False), ["theirs"])] == [BASELINE, "theirs"]
-    assert [runtime.name for runtime in choose(everybody({}, {}, False), ["CTranslate2 int8*", "ONNX*"])] == [
+        choose(everybody({}, {}), ["OpenVINO"])
+    assert [runtime.name for runtime in choose(everybody({}, {"theirs": "a.onnx"}), ["theirs"])] == [BASELINE, "theirs"]
+    assert [runtime.name for runtime in choose(everybody({}, {}), ["CTranslate2 int8*", "ONNX*"])] == [
         *(BASELINE, "CTranslate2 int8, one worker", "CTranslate2 int8, two workers", "ONNX Runtime, quantize_dynamic")
     ]
     monkeypatch.delenv("BERTFAST_DATA", raising=False)

@@ -49,7 +49,7 @@ class FakeProgram:
 def found(monkeypatch, tmp_path):
     monkeypatch.setattr(inference_contest, "Program", FakeProgram)
     monkeypatch.setattr(FakeProgram, "asked", [])
-    job = Job(tmp_path, tmp_path, tmp_path, 2, 128, (), {}, False)
+    job = Job(tmp_path, tmp_path, tmp_path, 2, 128, (), {})
     runtimes = [Runtime(name, None) for name in (BASELINE, "off", "cannot load", "dies", "bertfast int8")]
     with Contest(runtimes, job, KNOWN) as contest:
         rows = [row for case in (KNOWN, ONE) for row in contest.rows(case, 8, {"suite": "inference", "case": "tiny"})]

@@ -63,7 +63,7 @@ def truth(place):
 
 
 def runtimes(place):
-    return {runtime.name: runtime for runtime in everybody(bundle_files(place.bundle), {}, False)}
+    return {runtime.name: runtime for runtime in everybody(bundle_files(place.bundle), {})}
 
 
 CHECKED = (
@@ -112,7 +112,7 @@ def test_one_process_answers_what_it_is_asked(place, truth, tmp_path, monkeypatc
     texts(len(truth)).save(tmp_path / "texts.json")
     answering = Answering()
     names = {"checkpoint": str(place.checkpoint), "bundle": str(place.bundle), "files": str(place.files)}
-    load = {**names, "threads": 2, "length": 32, "variants": list(bundle_files(place.bundle)), "others": {}, "is_tuned": False}
+    load = {**names, "threads": 2, "length": 32, "variants": list(bundle_files(place.bundle)), "others": {}}
     assert answering({"load": {**load, "name": "bertfast portable"}})["resident_bytes"] > 1e7
     cases = [{"kind": kind, "tokens": str(tmp_path / "tokens.npz")} for kind in ("file", "server", "one")]
     for case in [*cases, {"kind": "texts", "texts": str(tmp_path / "texts.json")}]:
@@ -128,7 +128,7 @@ def test_recipes_are_files_that_answer(place, truth, tmp_path):
     found = recipe_files(tmp_path)
     assert "bertfast int8 recipe: smoothing 0.7" in found and any("weights alone" in name for name in found) and len(found) >= 4
     tokens = questions(len(truth))
-    ours = [runtime for runtime in everybody({}, found, False) if runtime.name in found]
+    ours = [runtime for runtime in everybody({}, found) if runtime.name in found]
     alike = {runtime.name: np.corrcoef(runtime.load(place).answer(tokens).ravel(), truth.ravel())[0, 1] for runtime in ours}
     assert set(alike) == set(found) and all(ALIKE < value < 1 - 1e-9 for value in alike.values())
 

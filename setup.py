@@ -40,7 +40,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=[*PACKAGES, "bertfast.configs"],
     package_dir={**PACKAGE_FOLDERS, "bertfast.configs": "configs"},  # installed, the shipped configs lie in bertfast/configs
-    package_data={"": ["*.pyi", "py.typed"], "bertfast.configs": ["*.json", "*.yaml"]},
+    package_data={"": ["*.pyi", "py.typed"], "bertfast_kernels.cpu": ["source/*"], "bertfast.configs": ["*.json", "*.yaml"]},
     include_package_data=False,
     install_requires=[
         "datasets",

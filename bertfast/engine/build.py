@@ -15,8 +15,9 @@ from bertfast.engine.optimizer import adamw, scheduler_of, thaw_step, trained_gr
 from bertfast.engine.ranks import Ranks
 from bertfast.engine.schedules import schedule, thawing
 from bertfast.errors import BertfastError, ConfigError
-from bertfast.model import BertEncoder
+from bertfast.model import BertEncoder, Reader
 from bertfast.wording import reason
+from bertfast_kernels import CpuAdamW
 
 _LONGEST_BUILD = 900  # seconds; DeepSpeed's ops take under one minute each
 
@@ -68,7 +69,8 @@ def build_engine(model: BertEncoder, config: Config, sizes: BatchSizes, total_st
     depths = [group.pop("depth", 0) for group in groups]
     optimizer = None
     if is_own_adamw(block, config.zero.offloads_optimizer):
-        optimizer = adamw(groups, params)
+        keeps_float32 = not any(key in resolved for key in ("bf16", "fp16")) and resolved.get("zero_optimization", {}).get("stage", 0) == 0
+        optimizer = adamw(groups, params, on_cpu=keeps_float32 and ranks.device.type == "cpu")
         del resolved["optimizer"]
     scheduler = None
     if "scheduler" not in resolved:
@@ -96,6 +98,10 @@ def build_engine(model: BertEncoder, config: Config, sizes: BatchSizes, total_st
     engine.group_names = names
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # it would flatten and copy all gradients for a sum over one rank
+        # where the words' matrix is the decoder too, each row has a gradient
+        model.embeddings.sparse_gradient = isinstance(optimizer, CpuAdamW) and isinstance(model, Reader)
+    if isinstance(optimizer, CpuAdamW):
+        engine.clip_fp32_gradients = lambda: optimizer.clip(engine.gradient_clipping())
     if ranks.device.type == "cuda":
         engine.clip_fp32_gradients = lambda: clip_gradients(engine)
     return engine

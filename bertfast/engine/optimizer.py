@@ -14,6 +14,7 @@ from bertfast.config import OptimizationConfig
 from bertfast.engine.schedules import Factor, schedule
 from bertfast.errors import ConfigError
 from bertfast.model import BertEncoder
+from bertfast_kernels import CpuAdamW, cpu_kernels_fault
 
 _ADAMW_KEYS = {"lr", "betas", "eps", "weight_decay", "amsgrad"}
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -106,13 +107,18 @@ def freeze(model: BertEncoder, frozen_layers: int | Literal["all"] | None) -> No
         module.requires_grad_(False)
 
 
-def adamw(groups: Iterable[dict[str, Any]], params: dict[str, Any]) -> torch.optim.Optimizer:
+def adamw(groups: Iterable[dict[str, Any]], params: dict[str, Any], on_cpu: bool = False) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), torch's fused one; params as in DeepSpeed's optimizer block, keys that say which Adam it is left out.
+
+    on_cpu: the parameters are float32 on a CPU and stay so, and the optimizer may be the C++ kernels'.
 
     bias_correction: false leaves the moments as they are, as in the code of Devlin et al. 2019.
     """
     known: dict[str, Any] = {key: tuple(value) if key == "betas" else value for key, value in params.items() if key in _ADAMW_KEYS}
-    optimizer = torch.optim.AdamW(list(groups), fused=True, **known)
+    if on_cpu and not known.get("amsgrad") and cpu_kernels_fault() is None:
+        optimizer: torch.optim.Optimizer = CpuAdamW(list(groups), **known)
+    else:
+        optimizer = torch.optim.AdamW(list(groups), fused=True, **known)
     if not params.get("bias_correction", True):
         optimizer.register_step_pre_hook(_leave_moments_uncorrected)
     return optimizer

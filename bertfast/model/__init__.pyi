@@ -1,5 +1,6 @@
 from .bert import BertClassifier as BertClassifier
 from .bert import BertEncoder as BertEncoder
+from .bert import Reader as Reader
 from .heads import head_of as head_of
 from .heads import set_head as set_head
 from .layers import RandomBits as RandomBits

@@ -30,7 +30,14 @@ from bertfast.weights import (
     without_layers,
     write_weights,
 )
-from bertfast_kernels import bias_gelu, dropout_add_layer_norm, embedding_layer_norm, varlen_attention, varlen_cls_attention
+from bertfast_kernels import (
+    bias_gelu,
+    dropout_add_layer_norm,
+    embedding_layer_norm,
+    query_and_keys,
+    varlen_attention,
+    varlen_cls_attention,
+)
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertForSequenceClassification
@@ -91,7 +98,7 @@ class Reader(BertEncoder):
         """Features [B, F] of each example, after dropout, and the pack of these rows."""
         n_tokens, batch = batch.num_tokens, self.in_rows(batch)
         pack = pack_of(batch, bits, self.training)
-        x_XD, chosen = self.embeddings(batch, pack).to(self.compute_dtype), []
+        x_XD, chosen = self.embeddings(batch, pack, self.compute_dtype), []
         wanted = layers_of(self.head)
         for index, layer in enumerate(self.layers):
             cls_only = index == len(self.layers) - 1 and self.head.pooling == "cls"
@@ -248,7 +255,10 @@ def initialise(module: nn.Module, std: float) -> None:
 
 
 class Embeddings(nn.Module):
-    """Word, segment and position embeddings, LayerNorm, dropout: ids [T] -> [T, D]."""
+    """Word, segment and position embeddings, LayerNorm, dropout: ids [T] -> [T, D] of `dtype`, or of that of the parameters.
+
+    sparse_gradient: that of the words may hold the rows alone that were read; whoever takes the step must know of it.
+    """
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -259,10 +269,12 @@ class Embeddings(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.eps = config.layer_norm_eps
         self.p = config.hidden_dropout_prob
+        self.sparse_gradient = False
 
-    def forward(self, batch: PackedBatch, pack: Pack) -> torch.Tensor:
+    def forward(self, batch: PackedBatch, pack: Pack, dtype: torch.dtype | None = None) -> torch.Tensor:
         ids = (batch.input_ids, batch.token_type_ids, batch.position_ids)
-        return embedding_layer_norm(*ids, self.word, self.segment, self.position, self.weight, self.bias, self.eps, pack.dropout(self.p, 0))
+        tables = (self.word, self.segment, self.position)
+        return embedding_layer_norm(*ids, *tables, self.weight, self.bias, self.eps, pack.dropout(self.p, 0), dtype, self.sparse_gradient)
 
 
 class EncoderLayer(nn.Module):
@@ -315,10 +327,8 @@ class QkvProjection(Linear):
     def forward(self, x_TD: torch.Tensor, query_rows: torch.Tensor | None = None):
         if query_rows is None:
             return super().forward(x_TD).unflatten(1, (3, *self.heads))
-        size, weight, bias = self.in_features, self.weight.to(x_TD.dtype), self.bias.to(x_TD.dtype)
-        q_BNH = nn.functional.linear(x_TD[query_rows], weight[:size], bias[:size]).unflatten(1, self.heads)
-        kv_T2NH = nn.functional.linear(x_TD, weight[size:], bias[size:]).unflatten(1, (2, *self.heads))
-        return q_BNH, kv_T2NH
+        q_BD, kv_T2D = query_and_keys(x_TD, query_rows, self.weight, self.bias, self.in_features)
+        return q_BD.unflatten(1, self.heads), kv_T2D.unflatten(1, (2, *self.heads))
 
 
 class DropoutAddLayerNorm(nn.Module):
@@ -332,8 +342,8 @@ class DropoutAddLayerNorm(nn.Module):
         self.eps, self.p, self.site = config.layer_norm_eps, config.hidden_dropout_prob, site
 
     def forward(self, x_TD: torch.Tensor, residual_TD: torch.Tensor, pack: Pack) -> torch.Tensor:
-        x_bias_D, weight_D, bias_D = (parameter.to(x_TD.dtype) for parameter in (self.x_bias, self.weight, self.bias))
-        return dropout_add_layer_norm(x_TD, x_bias_D, residual_TD, weight_D, bias_D, self.eps, pack.dropout(self.p, self.site))
+        parameters = (self.x_bias, residual_TD, self.weight, self.bias)
+        return dropout_add_layer_norm(x_TD, *parameters, self.eps, pack.dropout(self.p, self.site))
 
 
 class BiasGelu(nn.Module):
@@ -345,4 +355,4 @@ class BiasGelu(nn.Module):
         self.approximate = approximate
 
     def forward(self, x_TF: torch.Tensor) -> torch.Tensor:
-        return bias_gelu(x_TF, self.bias.to(x_TF.dtype), self.approximate)
+        return bias_gelu(x_TF, self.bias, self.approximate)

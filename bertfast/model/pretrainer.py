@@ -40,14 +40,14 @@ class BertPretrainer(BertEncoder):
     def forward(self, batch: MaskedBatch, bits: RandomBits | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch = self.in_rows(batch)
         pack = pack_of(batch, bits, self.training)
-        x_TD = self.embeddings(batch, pack).to(self.compute_dtype)
+        x_TD = self.embeddings(batch, pack, self.compute_dtype)
         for layer in self.layers[:-1]:
             x_TD = layer(x_TD, pack)
         assert batch.masked_rows is not None  # see MaskedBatch.of
         n_masked = len(batch.masked_rows)
         rows = torch.cat((batch.masked_rows, batch.cu_seqlens[:-1].long()))  # [CLS] always: a batch of fillers has nothing masked
         x_RD = self.layers[-1](x_TD, pack, rows=rows)
-        logits_MV = self.embeddings(None, None, self.predictions(x_RD[:n_masked]))
+        logits_MV = self.embeddings(None, None, hidden_MD=self.predictions(x_RD[:n_masked]))
         if self.seq_relationship is None:
             return logits_MV, None
         return logits_MV, self.seq_relationship(torch.tanh(self.pooler(x_RD[n_masked:])))
@@ -83,10 +83,12 @@ class _TiedEmbeddings(Embeddings):
         super().__init__(config)
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, batch: PackedBatch | None, pack: Pack | None, hidden_MD: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, batch: PackedBatch | None, pack: Pack | None, dtype: torch.dtype | None = None, hidden_MD: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if hidden_MD is None:
             assert batch is not None and pack is not None  # they are left out for the decoder alone
-            return super().forward(batch, pack)
+            return super().forward(batch, pack, dtype)
         return nn.functional.linear(hidden_MD, self.word.to(hidden_MD.dtype), self.decoder_bias.to(hidden_MD.dtype))
 
 
@@ -102,5 +104,5 @@ class _Predictions(Linear):
 
     def forward(self, x_MD: torch.Tensor) -> torch.Tensor:
         dtype = x_MD.dtype
-        x_MD = bias_gelu(nn.functional.linear(x_MD, self.weight.to(dtype)), self.dense_bias.to(dtype), self.approximate)
+        x_MD = bias_gelu(nn.functional.linear(x_MD, self.weight.to(dtype)), self.dense_bias, self.approximate)
         return nn.functional.layer_norm(x_MD, self.norm_weight.shape, self.norm_weight.to(dtype), self.norm_bias.to(dtype), self.eps)

@@ -30,6 +30,7 @@ from bertfast.training.places import check_places
 from bertfast.training.run_folder import RunFolder
 from bertfast.training.state import RunState
 from bertfast.wording import counted
+from bertfast_kernels import cpu_kernels_fault
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Run:
         estimate, _ = footprint_of(self.config, self.precision, self.engine.module, plan, self.train_set)
         if wanting := shortage(estimate, self.ranks.device.type):
             lines.append(f"{wanting.sentence}; should it run out: {smaller_training(self.config, sizes)}")
+        if self.ranks.device.type == "cpu" and (fault := cpu_kernels_fault()):
+            lines.append(f"C++ kernels: off, because {fault}; torch's own take their place, and a step takes up to twice as long")
         resuming = f"resuming after step {state.step}" if state.step else None
         lines += [line for line in (self.graphs_line, *self.folder.notes, resuming) if line]
         return lines + self.objective.data_lines(self.train_set, self.eval_sets) + self.objective.lines()

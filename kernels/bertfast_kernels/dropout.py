@@ -82,19 +82,20 @@ def add_dropped(residual_TD: torch.Tensor, x_TD: torch.Tensor, dropout: Dropout 
     """residual + dropout(x); without dropout, their sum."""
     if dropout is None or dropout.p == 0.0:
         return residual_TD + x_TD
-    return torch.addcmul(residual_TD, x_TD, _row_mask(x_TD, dropout), value=dropout.scale)
+    return torch.addcmul(residual_TD, x_TD, row_mask(x_TD, dropout, x_TD.dtype), value=dropout.scale)
 
 
 def dropped(x_TD: torch.Tensor, dropout: Dropout | None) -> torch.Tensor:
     """dropout(x)."""
     if dropout is None or dropout.p == 0.0:
         return x_TD
-    return x_TD * _row_mask(x_TD, dropout).mul_(dropout.scale)
+    return x_TD * row_mask(x_TD, dropout, x_TD.dtype).mul_(dropout.scale)
 
 
-def _row_mask(x_TD: torch.Tensor, dropout: Dropout) -> torch.Tensor:
+def row_mask(x_TD: torch.Tensor, dropout: Dropout, dtype: torch.dtype) -> torch.Tensor:
+    """The mask of a tensor of rows: 1 where an element is kept, in `dtype`."""
     if dropout.key is None:
         assert dropout.stream is not None, "a Dropout without a key has a stream"
-        return stream_mask(dropout.p, dropout.stream, tuple(x_TD.shape), x_TD.dtype)
+        return stream_mask(dropout.p, dropout.stream, tuple(x_TD.shape), dtype)
     assert dropout.example_ids is not None and dropout.position_ids is not None, "a Dropout with a key has ids"
-    return keyed_mask(dropout, dropout.example_ids, dropout.position_ids, x_TD.shape[-1]).to(x_TD.dtype)
+    return keyed_mask(dropout, dropout.example_ids, dropout.position_ids, x_TD.shape[-1]).to(dtype)

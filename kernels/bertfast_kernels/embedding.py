@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from bertfast_kernels import reference, tiling
+from bertfast_kernels.cpu import CPP_DTYPES, takes_cpp
+from bertfast_kernels.cpu import rows as cpp
 from bertfast_kernels.dispatch import takes_triton
 from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.layer_norm import parameter_tile, piece_columns, row_gradient_means, row_statistics
@@ -342,16 +344,22 @@ def embedding_layer_norm(
     bias_D: Tensor,
     eps: float,
     dropout: Dropout | None = None,
+    dtype: torch.dtype | None = None,
+    sparse: bool = False,
 ) -> Tensor:
-    """dropout(LayerNorm(word[input_ids] + segment[token_type_ids] + position[position_ids])): [T, D].
+    """dropout(LayerNorm(word[input_ids] + segment[token_type_ids] + position[position_ids])): [T, D] of `dtype`; None is that of the tables.
 
-    Ids are int32 or int64 [T]; the tables are of one floating dtype, which is the result's. The kernels give a token with an id outside its table a
-    row of NaN (an error would need the GPU's answer); the torch twin raises.
+    sparse: the gradient of `word` may be a sparse tensor (COO, coalesced) of the rows that were read; it is where the C++ kernels run.
+
+    Ids are int32 or int64 [T]; the tables are of one floating dtype. The Triton kernels give a token with an id outside its table a
+    row of NaN (an error would need the GPU's answer); on a CPU it is an IndexError.
     """
     ids, tables = (input_ids_T, token_type_ids_T, position_ids_T), (word_VD, segment_SD, position_PD)
+    wanted = dtype or word_VD.dtype
+    if all(parameter.dtype == torch.float32 for parameter in (*tables, weight_D, bias_D)) and wanted in CPP_DTYPES and takes_cpp(word_VD):
+        return cpp.embedding_layer_norm(ids, tables, weight_D, bias_D, eps, dropout, wanted, sparse)
     if not takes_triton(word_VD, dropout):
-        return reference.embedding_layer_norm(*ids, *tables, weight_D, bias_D, eps, dropout)
+        return reference.embedding_layer_norm(*ids, *tables, weight_D, bias_D, eps, dropout).to(wanted)
     dropout = dropout if dropout is not None and dropout.p > 0 else Dropout(0.0)
-    return _forward(*ids, *tables, weight_D, bias_D, eps, dropout.p, dropout.site, dropout.key, dropout.example_ids, dropout.position_ids)[
-        0
-    ]
+    bits = (dropout.p, dropout.site, dropout.key, dropout.example_ids, dropout.position_ids)
+    return _forward(*ids, *tables, weight_D, bias_D, eps, *bits)[0].to(wanted)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from bertfast_kernels import reference, tiling
+from bertfast_kernels.cpu import rows as cpp
+from bertfast_kernels.cpu import takes_cpp
 from bertfast_kernels.dispatch import takes_triton
 from bertfast_kernels.primitives.lazy_triton import Launch, jit, launch, multiprocessors, record_launches, tl
 from bertfast_kernels.primitives.partials import sum_partials
@@ -183,13 +185,16 @@ def variants(shape: EncoderShape) -> list[Launch]:
 
 
 def bias_gelu(x_TF: Tensor, bias_F: Tensor, approximate: str = "none") -> Tensor:
-    """gelu(x + bias): [T, F]; approximate "none" is the exact x * Phi(x), "tanh" its approximation.
+    """gelu(x + bias): [T, F]; approximate "none" is the exact x * Phi(x), "tanh" its approximation. bias is read in the dtype of x, or in its own.
 
     Raises:
         ValueError: another approximation.
     """
     if approximate not in APPROXIMATIONS:
         raise ValueError(f"approximate is {approximate!r}; it must be one of {', '.join(APPROXIMATIONS)}")
+    if takes_cpp(x_TF, bias_F):
+        return cpp.bias_gelu(x_TF, bias_F, approximate)
+    bias_F = bias_F.to(x_TF.dtype)
     if not takes_triton(x_TF):
         return reference.bias_gelu(x_TF, bias_F, approximate)
     return _forward(x_TF, bias_F, approximate)

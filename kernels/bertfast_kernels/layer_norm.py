@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from bertfast_kernels import reference, tiling
+from bertfast_kernels.cpu import rows as cpp
+from bertfast_kernels.cpu import takes_cpp
 from bertfast_kernels.dispatch import takes_triton
 from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.primitives.lazy_triton import Launch, jit, launch, multiprocessors, record_launches, tl
@@ -278,7 +280,11 @@ def variants(shape: EncoderShape) -> list[Launch]:
 def dropout_add_layer_norm(
     x_TD: Tensor, x_bias_D: Tensor, residual_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dropout: Dropout | None = None
 ) -> Tensor:
-    """LayerNorm(residual + dropout(x + x_bias)): [T, D], x being the output of a matrix product and x_bias its bias."""
+    """LayerNorm(residual + dropout(x + x_bias)): [T, D], x being the output of a matrix product and x_bias its bias. What is of columns alone is read
+    in the dtype of x, or in its own."""
+    if takes_cpp(x_TD, x_bias_D, residual_TD, weight_D, bias_D) and x_TD.dtype == residual_TD.dtype:
+        return cpp.dropout_add_layer_norm(x_TD, x_bias_D, residual_TD, weight_D, bias_D, eps, dropout)
+    x_bias_D, weight_D, bias_D = (parameter.to(x_TD.dtype) for parameter in (x_bias_D, weight_D, bias_D))
     if not takes_triton(x_TD, dropout):
         return reference.dropout_add_layer_norm(x_TD, x_bias_D, residual_TD, weight_D, bias_D, eps, dropout)
     dropout = dropout if dropout is not None and dropout.p > 0 else Dropout(0.0)

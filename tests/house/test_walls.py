@@ -37,6 +37,11 @@ KERNELS_MAY_IMPORT = {
     "bertfast_kernels",
 }
 OWN_IMPORTS = {
+    "build": {"ctypes", "hashlib", "os", "pathlib", "platform", "re", "shutil", "subprocess", "tempfile"},
+    "rows": {"ctypes"},
+    "calls": {"ctypes"},
+    "products": {"weakref"},
+    "adamw": {"collections", "ctypes"},
     "lazy_triton": {"importlib", "os", "threading", "triton"},
     "compile": {"collections", "concurrent", "multiprocessing", "pathlib", "re", "subprocess", "tempfile"},
 }

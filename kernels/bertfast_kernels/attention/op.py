@@ -27,6 +27,8 @@ from bertfast_kernels.attention.cls import cls_backward, cls_forward
 from bertfast_kernels.attention.long import long_backward_keys, long_backward_queries, long_forward
 from bertfast_kernels.attention.medium import medium_backward, medium_forward
 from bertfast_kernels.attention.short import short_backward, short_forward
+from bertfast_kernels.cpu import attention as cpp
+from bertfast_kernels.cpu import takes_cpp
 from bertfast_kernels.dispatch import takes_triton
 from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.primitives.lazy_triton import Launch, launch, record_launches
@@ -272,6 +274,8 @@ def varlen_attention(qkv_T3NH: Tensor, cu_seqlens: Tensor, max_seqlen: int, drop
     Raises:
         ValueError: more sequences than a launch can hold.
     """
+    if takes_cpp(qkv_T3NH):
+        return cpp.varlen_attention(qkv_T3NH, cu_seqlens, _mask(dropout, cu_seqlens, qkv_T3NH.shape[2], cls_only=False))
     if not takes_triton(qkv_T3NH, dropout):
         return reference_attention.varlen_attention(qkv_T3NH, cu_seqlens, max_seqlen, dropout)
     return _forward(qkv_T3NH, _checked(cu_seqlens), max_seqlen, *_bits(dropout))[0]
@@ -282,9 +286,17 @@ def varlen_cls_attention(q_BNH: Tensor, kv_T2NH: Tensor, cu_seqlens: Tensor, max
 
     Equal to the rows cu_seqlens[:-1] of `varlen_attention`, with dropout by key as well. Raises as it does.
     """
+    if takes_cpp(q_BNH, kv_T2NH) and q_BNH.dtype == kv_T2NH.dtype:
+        return cpp.varlen_cls_attention(q_BNH, kv_T2NH, cu_seqlens, _mask(dropout, cu_seqlens, q_BNH.shape[1], cls_only=True))
     if not takes_triton(kv_T2NH, dropout):
         return reference_attention.varlen_cls_attention(q_BNH, kv_T2NH, cu_seqlens, max_seqlen, dropout)
     return _cls_forward(q_BNH, kv_T2NH, _checked(cu_seqlens), *_bits(dropout))[0]
+
+
+def _mask(dropout: Dropout | None, cu_seqlens: Tensor, n_heads: int, cls_only: bool) -> cpp.Mask:
+    if dropout is None or dropout.p == 0.0:
+        return cpp.Mask()
+    return cpp.Mask(*reference_attention.attention_mask(dropout, cu_seqlens, n_heads, cls_only), dropout.scale)
 
 
 def _bits(dropout: Dropout | None) -> tuple[float, int, Tensor | None, Tensor | None]:

@@ -87,6 +87,7 @@ class Layout:
         self._bounds = cu_seqlens.cpu().numpy().astype(np.int64)
         self.chunks = _chunks(self._bounds.tolist(), n_heads)
         self._products: dict[bool, Products] = {}
+        self._offsets: dict[bool, torch.Tensor] = {}
         self._orders: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @classmethod
@@ -103,6 +104,14 @@ class Layout:
         if cls_only not in self._products:
             self._products[cls_only] = Products(self.chunks, self.n_heads, cls_only)
         return self._products[cls_only]
+
+    def offsets(self, cls_only: bool) -> torch.Tensor:
+        """Where the scores of each sequence begin among those of the batch: int64 [B]."""
+        if cls_only not in self._offsets:
+            lengths = np.diff(self._bounds)
+            scores = self.n_heads * lengths * (1 if cls_only else lengths)
+            self._offsets[cls_only] = torch.from_numpy(np.cumsum(scores) - scores)
+        return self._offsets[cls_only]
 
     def gather(self, x_TPNH: torch.Tensor) -> torch.Tensor:
         """Every plane's rows in the order of the runs, in the dtype of the products: [T, P, N, H] -> [P, R, H]."""
@@ -148,7 +157,7 @@ class _PackedAttention(torch.autograd.Function):
             q, k, v, out = products.queries(q_RH), products.keys(rows_PRH[-2]), products.keys(rows_PRH[-1]), products.queries(out_RH)
             for runs, is_long in _run_slices(layout.chunks):
                 probs_S = _probabilities(products, runs, q, k)
-                mask_S = _mask(dropout, layout, runs, products.score_shapes[runs], probs_S) if dropout else None
+                mask_S = _mask(dropout, layout, runs, products.score_shapes[runs], probs_S.dtype) if dropout else None
                 kept_S = probs_S if mask_S is None else probs_S * mask_S
                 for weights, v_run, out_run in zip(products.scores(kept_S, runs), v[runs], out[runs], strict=True):
                     _product(weights, v_run, ctx.scale, out_run)
@@ -247,13 +256,21 @@ def _signed(probs_S: torch.Tensor, kept_S: torch.Tensor) -> torch.Tensor:
     return probs_S.neg().add_(kept_S, alpha=2)
 
 
-def _mask(dropout: Dropout, layout: Layout, runs: slice, shapes: list[tuple[int, int, int]], probs_S: torch.Tensor) -> torch.Tensor:
-    """The keep mask of a chunk's scores: [S], 1 where kept, in the dtype of the probabilities."""
+def attention_mask(dropout: Dropout, cu_seqlens: torch.Tensor, n_heads: int, cls_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(The keep mask of all scores, bool [S]: by sequence, head, query and key; int64 [B], where each sequence's begins.)"""
+    layout = Layout.of(cu_seqlens, n_heads)
+    shapes = layout.products(cls_only).score_shapes
+    masks = [_mask(dropout, layout, runs, shapes[runs], torch.bool) for runs, _ in _run_slices(layout.chunks)]
+    return masks[0] if len(masks) == 1 else torch.cat([torch.empty(0, dtype=torch.bool), *masks]), layout.offsets(cls_only)
+
+
+def _mask(dropout: Dropout, layout: Layout, runs: slice, shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> torch.Tensor:
+    """The keep mask of a chunk's scores: [S], 1 where kept."""
     if dropout.key is None:
         assert dropout.stream is not None, "a Dropout without a key has a stream"
-        return stream_mask(dropout.p, dropout.stream, tuple(probs_S.shape), probs_S.dtype)
+        return stream_mask(dropout.p, dropout.stream, (sum(batch * queries * keys for batch, queries, keys in shapes),), dtype)
     assert dropout.example_ids is not None, "a Dropout with a key has ids"
-    arange = lambda n, *shape: torch.arange(n, device=probs_S.device).view(shape)  # noqa: E731
+    arange = lambda n, *shape: torch.arange(n, device=layout.device).view(shape)  # noqa: E731
     all_runs = [run for chunk in layout.chunks for run in chunk]
     masks = []
     for run, (_, queries, keys) in zip(all_runs[runs], shapes, strict=True):
@@ -262,7 +279,7 @@ def _mask(dropout: Dropout, layout: Layout, runs: slice, shapes: list[tuple[int,
         example = dropout.example_ids[run.token : run.token + run.n * keys : keys].view(run.n, 1, 1)
         head, query = arange(layout.n_heads, 1, -1, 1), arange(queries, 1, 1, -1)
         masks.append(keyed_mask(dropout, example, query, keys, plane=head).flatten())
-    return torch.cat(masks).to(probs_S.dtype) if masks else torch.empty_like(probs_S)
+    return torch.cat(masks).to(dtype) if masks else torch.empty(0, dtype=dtype, device=layout.device)
 
 
 def _numbered(runs: slice, *views: list[torch.Tensor]):

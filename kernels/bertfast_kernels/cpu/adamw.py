@@ -1,0 +1,119 @@
+"""AdamW and the gradients' clipping on a CPU, a pass over all parameters each: see source/adamw.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bertfast_kernels.cpu.calls import kernels, pointer
+from bertfast_kernels.cpu.products import keep_half, room_for_half
+
+
+class CpuAdamW(torch.optim.AdamW):
+    """torch's fused AdamW (Loshchilov and Hutter 2019) for float32 parameters on a CPU: the same state, and the same values within rounding.
+
+    `clip` measures the gradients, and the next step multiplies as it reads them. Copies in bfloat16 that the products keep are written with the
+    values. A sparse gradient (of a matrix, in its rows) gives what the dense one would: a row that never had a gradient has moments of 0,
+    so that only its decay is computed. There must be C++ kernels (see `cpu_kernels_fault`).
+    """
+
+    def __init__(self, groups: Any, **settings: Any):
+        super().__init__(groups, **settings, fused=True)
+        self._factor = 1.0
+        self._moved: dict[Tensor, tuple[tuple[int, ...], Tensor]] = {}
+
+    def clip(self, max_norm: float) -> float:
+        """Have the next step read gradients whose norm together is max_norm, where it is larger (Pascanu et al. 2013); gives their norm."""
+        values = [grad._values() if grad.is_sparse else grad for grad in self._coalesced().values()]
+        arrays = (ctypes.c_void_p * len(values))(*(value.data_ptr() for value in values))
+        counts = (ctypes.c_long * len(values))(*(value.numel() for value in values))
+        norm = kernels().bertfast_squares(arrays, counts, len(values), torch.get_num_threads()) ** 0.5
+        self._factor = min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm  # a NaN reaches the weights, as torch's does
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grads, factor, self._factor = self._coalesced(), self._factor, 1.0
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter in grads]
+            if not parameters:
+                continue
+            states = [self._state_of(parameter) for parameter in parameters]
+            torch._foreach_add_([state["step"] for state in states], 1)
+            beta1, beta2 = group["betas"]
+            halves: list[tuple[Tensor, Tensor]] = []
+            held: list[Tensor] = []  # until the call has ended
+            described = (_Parameter * len(parameters))()
+            for place, parameter, state in zip(described, parameters, states, strict=True):
+                step, half = state["step"].item(), room_for_half(parameter)
+                held += self._describe(place, parameter, grads[parameter], state, half)
+                halves += [] if half is None else [(parameter, half)]
+                place.rate, place.decay = float(group["lr"]), group["weight_decay"]
+                place.correction1, place.correction2 = 1 - beta1**step, 1 - beta2**step
+            kernels().bertfast_adamw(described, len(parameters), beta1, beta2, group["eps"], factor, torch.get_num_threads())
+            torch.autograd.graph.increment_version(parameters)
+            for parameter, half in halves:
+                keep_half(parameter, half, self)
+        return loss
+
+    def _coalesced(self) -> dict[Tensor, Tensor]:
+        """The gradients of the parameters that have one, without gaps; a sparse one with each row once."""
+        found = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if (grad := parameter.grad) is not None:
+                    if grad.is_sparse and not grad.is_coalesced():
+                        grad = parameter.grad = grad.coalesce()
+                    found[parameter] = grad if grad.is_sparse else grad.contiguous()
+        return found
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return state
+
+    def _describe(self, place: _Parameter, parameter: Tensor, grad: Tensor, state: dict[str, Tensor], half: Tensor | None) -> list[Tensor]:
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        held = [grad]
+        place.value, place.mean, place.square, place.half = map(pointer, (parameter, mean, square, half))
+        place.columns = parameter.shape[-1] if parameter.dim() else 1
+        place.rows = parameter.numel() // max(place.columns, 1)
+        if grad.is_sparse:
+            rows, values = grad._indices()[0], grad._values().contiguous()
+            slots = torch.full((len(parameter),), -1, dtype=torch.int32)
+            slots[rows] = torch.arange(len(rows), dtype=torch.int32)
+            place.grad, place.slots, place.moved = map(pointer, (values, slots, self._moved_rows(parameter, mean, square)))
+            held += [values, slots]
+        else:
+            place.grad = grad.data_ptr()
+            self._moved.pop(parameter, None)
+        return held
+
+    def _moved_rows(self, parameter: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+        """uint8 [rows], 1 where a moment of a row can be other than 0: found once, then kept by the steps."""
+        state = (mean.data_ptr(), square.data_ptr(), mean._version, square._version)
+        kept = self._moved.get(parameter)
+        if kept is None or kept[0] != state:
+            moved = torch.empty(len(parameter), dtype=torch.uint8)
+            kernels().bertfast_moved(pointer(mean), pointer(square), *parameter.shape, pointer(moved), torch.get_num_threads())
+            kept = self._moved[parameter] = (state, moved)
+        return kept[1]
+
+
+class _Parameter(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("value", "grad", "mean", "square", "half", "slots", "moved")),
+        ("rows", ctypes.c_long),
+        ("columns", ctypes.c_long),
+        *((name, ctypes.c_float) for name in ("rate", "decay", "correction1", "correction2")),
+    ]

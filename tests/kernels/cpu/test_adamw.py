@@ -1,0 +1,78 @@
+"""The C++ kernels' AdamW against torch's, in float64."""
+
+import math
+
+import pytest
+import torch
+
+from bertfast_kernels import CpuAdamW
+from bertfast_kernels.cpu.products import half_of
+from tests.support.cpp_cases import draw, needs_cpp
+
+pytestmark = needs_cpp
+SHAPES = ((300, 37), (13,), (40, 1152), ())
+
+
+def build(make, dtype, **settings):
+    values = [torch.nn.Parameter(value.to(dtype)) for value in draw(*SHAPES)]
+    groups = [{"params": [values[0], values[2]], "weight_decay": 0.1}, {"params": [values[1], values[3]], "weight_decay": 0.0, "lr": 3e-3}]
+    return values, make(groups, lr=1e-2, betas=(0.8, 0.95), eps=1e-6, **settings)
+
+
+def gradients(step):
+    """Those of a step, dense, with 20 rows of the matrix alone; and that one as a sparse tensor, in two parts."""
+    rows = torch.randperm(100, generator=torch.Generator().manual_seed(step))[:20]
+    grads = draw(*SHAPES, seed=50 + step)
+    values, grads[0] = grads[0][:20], torch.zeros_like(grads[0]).index_copy(0, rows, grads[0][:20])
+    halves = torch.sparse_coo_tensor(rows.repeat(2)[None], torch.cat((values, values)) / 2, grads[0].shape, check_invariants=True)
+    return grads, halves
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_twenty_steps_follow_torch_in_float64(sparse):
+    theirs, reference = build(torch.optim.AdamW, torch.float64)
+    ours, optimizer = build(CpuAdamW, torch.float32)
+    half_of(ours[2])
+    for step in range(20):
+        grads, halves = gradients(step)
+        for parameter, grad in zip(theirs, grads, strict=True):
+            parameter.grad = grad.clone()
+        for parameter, grad in zip(ours, grads, strict=True):
+            parameter.grad = grad.float()
+        if sparse:
+            ours[0].grad = halves.float()
+        norm = torch.nn.utils.clip_grad_norm_(theirs, 1.0).item()
+        assert optimizer.clip(1.0) == pytest.approx(norm, rel=1e-6)
+        reference.step()
+        optimizer.step()
+        if step == 10:  # through a checkpoint, and to torch's own and back
+            fused = build(torch.optim.AdamW, torch.float32, fused=True)[1]
+            fused.load_state_dict(optimizer.state_dict())
+            optimizer.load_state_dict(fused.state_dict())
+    for parameter, truth in zip(ours, theirs, strict=True):
+        assert (parameter - truth).abs().max() <= 2e-6 * truth.abs().max()
+        for name in ("exp_avg", "exp_avg_sq"):
+            moment, true = optimizer.state[parameter][name], reference.state[truth][name]
+            assert (moment - true).abs().max() <= 2e-6 * true.abs().max()
+    assert half_of(ours[2]) is half_of(ours[2]) and torch.equal(half_of(ours[2]), ours[2].bfloat16())
+    assert not optimizer.state[ours[0]]["exp_avg"][100:].any()
+
+
+def test_a_step_without_clipping_takes_the_gradients_as_they_are():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = CpuAdamW([weight], lr=1.0, betas=(0.0, 0.0), eps=0.0, weight_decay=0.0)
+    for wanted in (torch.tensor([0.5, 0.5, 0.5]), torch.tensor([1.0, 1.0, 1.0])):
+        weight.grad = torch.ones(3)
+        if wanted[0] < 1:
+            optimizer.clip(math.sqrt(3) / 2)
+        optimizer.step()
+        assert torch.allclose(optimizer.state[weight]["exp_avg"], wanted, rtol=1e-5)
+
+
+def test_a_norm_that_is_no_number_reaches_the_weights():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = CpuAdamW([weight], lr=0.1)
+    weight.grad = torch.tensor([1.0, float("nan")])
+    optimizer.clip(1.0)
+    optimizer.step()
+    assert weight.isnan().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,11 @@ class CpuAdamW(torch.optim.AdamW):
     values. A sparse gradient (of a matrix, in its rows) gives what the dense one would: a row that never had a gradient has moments of 0,
     so that only its decay is computed. There must be C++ kernels (see `cpu_kernels_fault`).
     """
+
+    # torch wraps these to keep its compiler out of them, and imports it (torch._dynamo, with sympy: over a second) at the first call of one.
+    add_param_group, zero_grad, state_dict, load_state_dict = (
+        inspect.unwrap(getattr(torch.optim.AdamW, name)) for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    )
 
     def __init__(self, groups: Any, **settings: Any):
         super().__init__(groups, **settings, fused=True)

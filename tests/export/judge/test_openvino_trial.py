@@ -81,7 +81,11 @@ def test_a_right_file_passes_with_every_weight_compared(trial, tmp_path):
 @pytest.mark.parametrize(
     "change, fault",
     [
-        pytest.param(("layers.1.qkv.key.weight", spoilt((3, 2), lambda x: np.nextafter(x, np.float32(9)))), "its weight layers.1.qkv.weight[3,", id="a-weight"),
+        pytest.param(
+            ("layers.1.qkv.key.weight", spoilt((3, 2), lambda x: np.nextafter(x, np.float32(9)))),
+            "its weight layers.1.qkv.weight[3,",
+            id="a-weight",
+        ),
         pytest.param(("layers.0.qkv.value.bias", spoilt(1, lambda x: x + 1e-6)), "its weight layers.0.qkv.bias[", id="a-bias"),
         pytest.param(("embeddings.word", spoilt((9, 1), lambda x: x + 1e-6)), "its weight embeddings.word[9, 1]", id="a-word"),
         pytest.param(("heads.scale", lambda x: x * np.float32(1.05)), "apart by", id="the-scale-of-scores"),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import AdamW
 
 from bertfast_kernels.cpu.calls import kernels, pointer
 from bertfast_kernels.cpu.products import keep_half, room_for_half
 
 
-class CpuAdamW(torch.optim.AdamW):
+class CpuAdamW(AdamW):
     """torch's fused AdamW (Loshchilov and Hutter 2019) for float32 parameters on a CPU: the same state, and the same values within rounding.
 
     `clip` measures the gradients, and the next step multiplies as it reads them. Copies in bfloat16 that the products keep are written with the
@@ -24,7 +24,8 @@ class CpuAdamW(torch.optim.AdamW):
 
     # torch wraps these to keep its compiler out of them, and imports it (torch._dynamo, with sympy: over a second) at the first call of one.
     add_param_group, zero_grad, state_dict, load_state_dict = (
-        inspect.unwrap(getattr(torch.optim.AdamW, name)) for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+        getattr(method, "__wrapped__", method)
+        for method in (AdamW.add_param_group, AdamW.zero_grad, AdamW.state_dict, AdamW.load_state_dict)
     )
 
     def __init__(self, groups: Any, **settings: Any):

@@ -1,6 +1,9 @@
 """The C++ kernels' AdamW against torch's, in float64."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -76,3 +79,13 @@ def test_a_norm_that_is_no_number_reaches_the_weights():
     optimizer.clip(1.0)
     optimizer.step()
     assert weight.isnan().all()
+
+
+def test_torchs_compiler_is_not_imported():
+    code = (
+        "import sys, torch; from bertfast_kernels import CpuAdamW; p = torch.nn.Parameter(torch.ones(3)); a = CpuAdamW([p], lr=0.1); "
+        "p.sum().backward(); a.step(); a.zero_grad(); a.load_state_dict(a.state_dict()); print('torch._dynamo' in sys.modules, p.grad)"
+    )
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    answer = subprocess.run([sys.executable, "-c", code], env={**os.environ, **paths}, capture_output=True, text=True, check=True).stdout
+    assert answer.split() == ["False", "None"]

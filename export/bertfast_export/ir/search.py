@@ -19,7 +19,7 @@ _ASKED = 2000  # examples, over all splits, that a recipe is tried on
 _WANTED = 0.995  # of the answers: the search goes on below, though a bundle takes what keeps its budget
 _OTHER_SEED, _MADE_UP = 21, 600  # of made-up batches whose activations are measured: not the grid's own; and tokens of each at most
 _LEAST_SHARE = 0.4  # of the work in int8
-_STRENGTHS = (0.85, 0.92)
+_STRENGTHS = (0.92, 0.85)
 _MADE_UP_SHARES = (0.3, 0.0)  # of made-up batches, beside real examples, in the second moments by which weights are rounded
 
 

@@ -61,7 +61,11 @@ def convert(names: Iterable[str], checkpoint: Path, folder: Path) -> dict[str, s
 
 
 class Contest:
-    """The contenders, loaded, and their answers to `known` (all examples) held against those of the first one. As a context it ends them with the block.
+    """The contenders, loaded, and their answers to `known` (all examples) held against those of eager float32, the first of them. As a context it ends
+    them with the block.
+
+    Raises:
+        SystemExit: eager float32 has no answers, so that nobody's can be held against them.
 
     facts: of each that could load: its memory, and how its answers compare. faults: why another could not, or what ended one.
     """
@@ -83,6 +87,9 @@ class Contest:
                 self._programs[runtime.name] = program
             except Fault as fault:
                 self.faults[runtime.name] = str(fault)
+            if reference is None:
+                self._stack.close()
+                raise SystemExit(f"{runtime.name}: {self.faults[runtime.name]}; without its answers nothing is timed")
 
     def __enter__(self) -> Contest:
         return self

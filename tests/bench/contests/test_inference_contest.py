@@ -86,6 +86,14 @@ def test_a_fault_ends_in_its_own_row(found):
     assert {row["contender"] for row in rows} == {BASELINE, "off", "bertfast int8"}
 
 
+def test_without_eager_answers_nothing_is_timed(monkeypatch, tmp_path):
+    monkeypatch.setattr(inference_contest, "Program", FakeProgram)
+    monkeypatch.setattr(FakeProgram, "asked", [])
+    with pytest.raises(SystemExit, match="cannot load: RuntimeError: no such instruction; without its answers nothing is timed"):
+        Contest([Runtime(name, None) for name in ("cannot load", "off")], Job(tmp_path, tmp_path, tmp_path, 2, 128, (), {}), KNOWN)
+    assert FakeProgram.asked == [("cannot load", "load"), ("cannot load", "end")]
+
+
 def test_no_answer_is_no_same_answer():
     logits = np.array([[0.0, 1.0], [0.0, np.nan]])
     assert agreement(logits, np.array([[0.0, 1.0], [0.0, 1.0]]))["same"] == 0.5

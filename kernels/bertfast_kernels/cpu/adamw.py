@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,13 @@ from torch.optim import AdamW
 
 from bertfast_kernels.cpu.calls import kernels, pointer
 from bertfast_kernels.cpu.products import keep_half, room_for_half
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _unwrapped(method: _Method) -> _Method:
+    """A method of torch's without the wrapper that keeps its compiler out: at its first call that imports torch._dynamo, with sympy, for over a second."""
+    return getattr(method, "__wrapped__", method)
 
 
 class CpuAdamW(AdamW):
@@ -22,11 +29,8 @@ class CpuAdamW(AdamW):
     so that only its decay is computed. There must be C++ kernels (see `cpu_kernels_fault`).
     """
 
-    # torch wraps these to keep its compiler out of them, and imports it (torch._dynamo, with sympy: over a second) at the first call of one.
-    add_param_group, zero_grad, state_dict, load_state_dict = (
-        getattr(method, "__wrapped__", method)
-        for method in (AdamW.add_param_group, AdamW.zero_grad, AdamW.state_dict, AdamW.load_state_dict)
-    )
+    add_param_group, zero_grad = _unwrapped(AdamW.add_param_group), _unwrapped(AdamW.zero_grad)
+    state_dict, load_state_dict = _unwrapped(AdamW.state_dict), _unwrapped(AdamW.load_state_dict)
 
     def __init__(self, groups: Any, **settings: Any):
         super().__init__(groups, **settings, fused=True)

@@ -71,3 +71,21 @@ def test_time_chooses_among_those_that_keep_the_promise(agreement, milliseconds,
     monkeypatch.setattr(int8_search, "_time", timed)
     found, _ = searched(8, lambda recipe, _: agreement[recipe is SLOW])
     assert found.graph == graph and [trial.recipe for trial in found.tried] == [FAST, SLOW]
+
+
+def test_a_recipe_that_does_not_answer_well_comes_last(monkeypatch):
+    """It is not timed, and no time at all is not the shortest."""
+    attempts = [
+        int8_search.Attempt(Recipe(name), 1.0, agreement, 0.0) for name, agreement in (("fair", 0.994), ("fast", 0.996), ("slow", 0.997))
+    ]
+
+    def timed(graphs, evidence):
+        for (attempt, _), took in zip(graphs, (4.0, 5.0), strict=True):
+            attempt.milliseconds = took
+
+    monkeypatch.setattr(int8_search, "_time", timed)
+    assert [attempt.recipe.name for attempt in int8_search._ranked([(attempt, None) for attempt in attempts], [])] == [
+        "fast",
+        "slow",
+        "fair",
+    ]

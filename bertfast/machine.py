@@ -11,6 +11,7 @@ from pathlib import Path
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")  # the kernel's Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst describe the files below it
 _CPUS = Path("/sys/devices/system/cpu")
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's (FEAT_BF16), which stands among "Features" where x86 has "flags"
 _NO_MEMORY = re.compile("(?:can't|cannot|Cannot|Failed to) allocate memory|out of memory|std::bad_alloc|_ALLOC_FAILED")
 _ASKED = re.compile(r"(?:allocate|buffer of size) ([\d.]+) ?(bytes|[KMGTPE]i?B)?")
 
@@ -39,6 +40,13 @@ def threads() -> int:
     if asked.isdecimal() and int(asked) > 0:
         return min(int(asked), cores())
     return max(1, cores() // local_world_size())
+
+
+def has_bf16() -> bool:
+    """Whether this CPU has instructions for products of bf16: AVX512-BF16 or AMX-BF16, or ARM's FEAT_BF16. False where the system does not tell."""
+    lines = (line.partition(":") for line in _text(_PROC / "cpuinfo").splitlines())
+    found = next((words.split() for name, _, words in lines if name.strip() in ("flags", "Features")), [])
+    return not _BF16.isdisjoint(found)
 
 
 def memory_available() -> int | None:

@@ -13,6 +13,7 @@ from bertfast.config.blocks import OptimizationConfig
 from bertfast.config.deepspeed.optimizers import optimizer_type
 from bertfast.config.schema import BertfastConfig, Config
 from bertfast.errors import ConfigError
+from bertfast.machine import has_bf16
 
 LEARNING_RATE = 3e-5  # one of the four rates of the BERT paper's grid (Devlin et al. 2019, appendix A.3)
 WEIGHT_DECAY = 0.01
@@ -75,17 +76,19 @@ def resolve_batch_sizes(config: Config, world_size: int) -> BatchSizes:
 
 
 def resolve_precision(deepspeed: dict[str, Any], device_type: str) -> Literal["fp16", "bf16", "fp32"]:
-    """ "fp16", "bf16" or "fp32": what the fp16 and bf16 blocks ask for; "auto" is fp16 on a GPU and off on a CPU.
+    """ "fp16", "bf16" or "fp32": what the fp16 and bf16 blocks ask for; "auto" is fp16 on a GPU; on a CPU it is bf16
+    where that block says so and the CPU has the instructions, and off elsewhere, where bf16 would be slower than float32.
 
     Raises:
         ConfigError: fp16 on a CPU, or both at once.
     """
-    fp16, bf16 = (_enabled(deepspeed, name, device_type != "cpu" if name == "fp16" else False) for name in ("fp16", "bf16"))
+    on_cpu = device_type == "cpu"
+    fp16, bf16 = _enabled(deepspeed, "fp16", auto=not on_cpu), _enabled(deepspeed, "bf16", auto=on_cpu and has_bf16())
     if fp16 and bf16 and deepspeed["fp16"].get("enabled") == "auto":
         fp16 = False
     if fp16 and bf16:
         raise ConfigError("fp16.enabled and bf16.enabled are both true; turn one of them off")
-    if fp16 and device_type == "cpu":
+    if fp16 and on_cpu:
         raise ConfigError(
             'fp16.enabled is true, but a CPU cannot train in fp16: set "fp16": {"enabled": "auto"} or "bf16": {"enabled": true}'
         )

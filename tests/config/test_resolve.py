@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from bertfast.cli.parser import overrides, parse_command
+from bertfast.config import resolve
 from bertfast.config.deepspeed.keys import TOP_LEVEL_KEYS
 from bertfast.config.files import read_json_or_yaml
 from bertfast.config.load import load_config
-from bertfast.config.resolve import BatchSizes, check_optimizer_fits, resolve_deepspeed
+from bertfast.config.resolve import BatchSizes, check_optimizer_fits, resolve_deepspeed, resolve_precision
 from bertfast.errors import ConfigError
 from tests.support import ROOT
 
@@ -186,3 +187,22 @@ def test_precisions_of_deepspeed_s_copies_keep_its_copies():
     block = {"enabled": True, "bf16_master_weights_and_grads": True}
     given = resolved({**BARE, "zero_optimization": {"stage": 1}, "bf16": block})
     assert given["bf16"] == block and given["zero_optimization"]["stage"] == 1
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp16", "device", "has", "precision"),
+    [
+        ("auto", None, "cpu", True, "bf16"),
+        ("auto", None, "cpu", False, "fp32"),
+        ("auto", "auto", "cpu", True, "bf16"),
+        ("auto", "auto", "cuda", True, "fp16"),
+        ("auto", None, "cuda", True, "fp32"),
+        (None, "auto", "cpu", True, "fp32"),
+        (False, None, "cpu", True, "fp32"),
+        (True, None, "cpu", False, "bf16"),
+    ],
+)
+def test_auto_is_bf16_on_a_cpu_that_has_its_instructions(bf16, fp16, device, has, precision, monkeypatch):
+    monkeypatch.setattr(resolve, "has_bf16", lambda: has)
+    given = {name: {"enabled": value} for name, value in (("bf16", bf16), ("fp16", fp16)) if value is not None}
+    assert resolve_precision(given, device) == precision

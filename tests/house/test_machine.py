@@ -34,6 +34,25 @@ def test_cores_of_this_very_process():
 
 
 @pytest.mark.parametrize(
+    "cpuinfo, has",
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512_vnni\n", True),
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd i8mm bf16\n", True),
+        ("flags\t\t: fpu avx512f avx512_vnni avx2\nbugs\t\t: bf16\n", False),
+        ("", False),
+    ],
+)
+def test_bf16_by_the_flags_of_the_cpu(cpuinfo, has, system):
+    system("proc/cpuinfo", f"processor\t: 0\nmodel name\t: avx512_bf16\n{cpuinfo}")
+    assert machine.has_bf16() is has
+
+
+def test_bf16_where_the_system_does_not_tell(system):
+    assert not machine.has_bf16()
+
+
+@pytest.mark.parametrize(
     "cgroup, files, cores",
     [
         pytest.param("0::/\n", {"cpu.max": "max 100000\n"}, 8, id="version-2-no-limit"),

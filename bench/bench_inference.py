@@ -7,7 +7,7 @@
 What is answered: the task's dev set (--texts of them, evenly), from --data; without a checkpoint, made-up pairs with the lengths of MNLI. Answers are held
 against eager float32 before anything is timed, and are in each row: the share of same answers, the largest difference of a logit, and what the neighbours in
 a batch change. Then the contenders take turns (harness/intervals.py). Parts: a whole file, sorted by length, from its ids and from its texts on; a server's
-batches of 32 as they come; one text at a time; the int8 recipes of bertfast's export, losers among them; and, with --command, whole commands.
+batches of 32 as they come; one text at a time; the int8 recipes of bertfast's export, losers among them; and, with --command, whole commands. bertfast's own choice is that of `bertfast tune`, which is run where it has not chosen for so many threads yet.
 
 A run takes minutes to an hour. In pieces: --parts, --threads and --only (eager float32 always runs) add rows to the same file, and --files keeps what the
 peers' tools have converted. IPEX is no contender: its last release, 2.8 of August 2025, is for torch 2.8. Optimum's export is one where it is installed, or by
@@ -33,10 +33,10 @@ import numpy as np
 from bench.cases.pair_files import write_pairs
 from bench.cases.questions import Texts, Tokens
 from bench.cases.workloads import MODELS, lengths_of
-from bench.contests.bundles import bundle_files, recipe_files
+from bench.contests.bundles import bundle_files, recipe_files, tune
 from bench.contests.commands import command_rows
 from bench.contests.inference_contest import Case, Contest, Job, convert
-from bench.contests.roster import BASELINE, Runtime, everybody
+from bench.contests.roster import BASELINE, OWN_CHOICE, Runtime, everybody
 from bench.contests.runtimes import BATCH_SIZE
 from bench.harness.intervals import MIN_ROUNDS, Ratio
 from bench.harness.provenance import provenance
@@ -144,6 +144,9 @@ def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argp
     def taken(runtimes: Sequence[Runtime], more: dict[str, str], threads: int, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
         missing = convert((need for runtime in runtimes for need in runtime.needs), asked.checkpoint, files)
         faults = {runtime.name: missing[need] for runtime in runtimes for need in runtime.needs if need in missing}
+        own = [runtime.name for runtime in runtimes if runtime.name.startswith(OWN_CHOICE)]
+        if own and (fault := tune(bundle, threads)):
+            faults |= dict.fromkeys(own, fault)
         able = [runtime for runtime in runtimes if runtime.least_threads <= threads and runtime.name not in faults]
         job = Job(asked.checkpoint, bundle, files, threads, asked.length, tuple(variants), more)
         here = {**common, "case": f"{common['case']}, {threads} thread{'s' * (threads > 1)}", "threads": threads}

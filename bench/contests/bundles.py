@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench import ROOT
 from bench.cases.questions import Texts, Tokens
 from bench.contests.runtimes import BATCH_SIZE, Padded, Place
 
@@ -16,12 +20,13 @@ _DIGITS = 8  # a number that stands for a text is so much longer than the text h
 
 
 class Bundle:
-    """bertfast's OnnxClassifier: it makes its batches itself, and is given ids in the place of texts where tokenising is not timed."""
+    """bertfast's classifier of a bundle: it makes its batches itself, and is given ids in the place of texts where tokenising is not timed."""
 
-    def __init__(self, place: Place, variant: str | None):
-        from bertfast_export.classifier import OnnxClassifier
+    def __init__(self, place: Place, variant: str | None, streams: int | None):
+        from bertfast_export.classifier import Classifier
 
-        self.classifier = OnnxClassifier.from_bundle(place.bundle, variant, threads=place.threads if variant else None)
+        self.classifier = Classifier.from_bundle(place.bundle, variant, threads=place.threads, streams=streams)
+        self._requests = ThreadPoolExecutor(self.classifier.streams)
         self._encode, self._tokens = self.classifier._encode, None
         self.classifier._encode = lambda first, second=None: self._encode(first, second) if self._tokens is None else self._looked_up(first)
 
@@ -40,7 +45,8 @@ class Bundle:
 
     def serve(self, tokens: Tokens) -> np.ndarray:
         self._tokens = tokens
-        return np.concatenate([self._of(range(begin, min(begin + BATCH_SIZE, len(tokens)))) for begin in range(0, len(tokens), BATCH_SIZE)])
+        batches = [range(begin, min(begin + BATCH_SIZE, len(tokens))) for begin in range(0, len(tokens), BATCH_SIZE)]
+        return np.concatenate(list(self._requests.map(self._of, batches)))  # as many in flight as there are streams, as with the peers
 
     def _of(self, rows: range) -> np.ndarray:
         names = [f"{row:>{self._tokens.lengths[row] + _DIGITS}}" for row in rows]
@@ -89,11 +95,27 @@ def recipe_files(files: Path) -> dict[str, str]:
 
 def bundle_files(bundle: Path) -> dict[str, tuple[str, ...]]:
     """The variants that a bundle holds for a CPU, each with its files. float16 is none: there it runs at float32's speed."""
-    from bertfast_export.contract import VARIANTS
+    from bertfast_export.classifier import Files
 
-    there = json.loads((bundle / "verification.json").read_text(encoding="utf-8"))["files"]
-    return {
-        variant: tuple(name for name in there if name == file or name == f"{file}.data" or name == f"{file.removesuffix('.xml')}.bin")
-        for variant, file in VARIANTS.items()
-        if file in there and variant != "fp16"
-    }
+    def of(file: str) -> tuple[str, ...]:
+        beside = (file, f"{file}.data", f"{file.removesuffix('.xml')}.bin")
+        return tuple(name for name in beside if (bundle / name).is_file())
+
+    return {variant: of(file) for variant, file in Files(bundle).variants.items() if variant != "fp16"}
+
+
+def tune(bundle: Path, threads: int) -> str | None:
+    """Have `bertfast tune` choose for so many cores, where it has not yet; why it could not."""
+    from bertfast_export.choice import read_choice
+
+    here = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
+    try:
+        if here is not None:
+            os.sched_setaffinity(0, sorted(here)[:threads])  # which the command inherits, and the kind of machine depends on
+        if read_choice(bundle) is not None:
+            return None
+        done = subprocess.run([sys.executable, "-m", "bertfast", "tune", str(bundle)], cwd=ROOT, capture_output=True, text=True)
+        return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]
+    finally:
+        if here is not None:
+            os.sched_setaffinity(0, here)

@@ -48,8 +48,11 @@ def everybody(variants: Mapping[str, tuple[str, ...]], others: Mapping[str, str]
     for name, file in others.items():
         found.append(Runtime(name, partial(onnxruntime, file=file), (file,)))
     for variant, files in variants.items():
-        found.append(Runtime(f"bertfast {variant}", partial(Bundle, variant=variant), files, "bundle"))
-    found.append(Runtime(OWN_CHOICE, partial(Bundle, variant=None)))
+        for streams in (1, 2):
+            name, load = f"bertfast {variant}{', two streams' * (streams > 1)}", partial(Bundle, variant=variant, streams=streams)
+            found.append(Runtime(name, load, files, "bundle", least_threads=streams))
+    found.append(Runtime(OWN_CHOICE, partial(Bundle, variant=None, streams=None)))
+    found.append(Runtime(f"{OWN_CHOICE} for one text", partial(Bundle, variant=None, streams=1)))
     for precision in ("float32", "bf16"):
         found.append(Runtime(f"bertfast packed network, torch {precision}", partial(Packed, precision=precision), **_WEIGHTS))
     return found

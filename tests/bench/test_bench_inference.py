@@ -12,7 +12,7 @@ from bench.contests.inference_contest import Contest
 from bench.contests.roster import BASELINE, everybody
 from bench.report.page import report
 
-RECORD = {"files": {"model_optimized.onnx": "a", "model_quantized.onnx": "b"}}
+RECORD = {"files": {"model_optimized.onnx": "a", "model_quantized.onnx": "b"}, "verdicts": {}}
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """bench.contests.roster, with its runtimes and bundles: every contender answers in the order it was asked, and as transformers does."""
 
-import importlib.util
 import json
 import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch
 
 from bench.cases.questions import Texts, Tokens, padded
 from bench.contests.answering import Answering
-from bench.contests.bundles import bundle_files, recipe_files
+from bench.contests.bundles import bundle_files, recipe_files, tune
 from bench.contests.conversions import CONVERSIONS
 from bench.contests.roster import BASELINE, everybody
 from bench.contests.runtimes import Place
@@ -75,7 +75,7 @@ CHECKED = (
     ("CTranslate2 int8, two workers", "int8"),
     ("ONNX Runtime, quantize_dynamic", "int8"),
     ("bertfast portable", "float32"),
-    ("bertfast, its own choice", "float32"),
+    ("bertfast portable, two streams", "float32"),
     ("bertfast packed network, torch float32", "float32"),
 )
 
@@ -133,9 +133,26 @@ def test_recipes_are_files_that_answer(place, truth, tmp_path):
     assert set(alike) == set(found) and all(ALIKE < value < 1 - 1e-9 for value in alike.values())
 
 
-def test_a_bundle_says_what_it_holds_for_a_cpu(tmp_path):
-    if importlib.util.find_spec("onnx") is None:
-        pytest.skip("onnx is not installed")
+def test_a_bundle_says_what_it_holds_for_a_cpu(place, tmp_path):
+    assert bundle_files(place.bundle) == {"portable": ("model.onnx",)}
     files = ["model.onnx", "model.onnx.data", "model_fp16.onnx", "model_quantized.onnx", "tokenizer.json"]
-    (tmp_path / "verification.json").write_text(json.dumps({"files": dict.fromkeys(files, "a hash")}))
+    (tmp_path / "verification.json").write_text(json.dumps({"files": dict.fromkeys(files, "a hash"), "verdicts": {}}))
+    for name in files:
+        (tmp_path / name).touch()
     assert bundle_files(tmp_path) == {"portable": ("model.onnx", "model.onnx.data"), "int8": ("model_quantized.onnx",)}
+
+
+def test_its_own_choice_is_measured_where_it_is_not_made_yet(tmp_path, monkeypatch):
+    """On so many cores as are to be used, which its name for the machine holds."""
+    cores, asked, codes = [], [], iter([1, 0])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, some: cores.append(len(some)), raising=False)
+
+    def run(command, **_):
+        asked.append(command[2:5])
+        return subprocess.CompletedProcess(command, next(codes), "", "warned\nExportError: no variant")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert tune(tmp_path, 1) == "ExportError: no variant" and tune(tmp_path, 1) is None
+    assert asked == [["bertfast", "tune", str(tmp_path)]] * 2 and cores[::2] == [1, 1]
+    monkeypatch.setattr("bertfast_export.choice.read_choice", lambda folder: "a choice")
+    assert tune(tmp_path, 1) is None and len(asked) == 2

@@ -14,6 +14,7 @@ import numpy as np
 from bertfast import machine
 from bertfast.errors import ExportError
 from bertfast.storage import folders, named
+from bertfast.wording import counted
 from bertfast_export.bundle import read_record
 from bertfast_export.choice import TUNING_FILE, Choice, Setting, machine_kind, write_choice
 from bertfast_export.classifier import Files, open_variant
@@ -95,7 +96,7 @@ def tune_bundle(folder: str, lengths: np.ndarray | None = None, say: Say = print
         say(_line(row))
     write_choice(path, choice, measured)
     say(
-        f"{path / TUNING_FILE}: {choice.many.variant} in {choice.many.streams} streams for many texts, {choice.one.variant} for one at a time"
+        f"{path / TUNING_FILE}: {choice.many.variant} in {counted(choice.many.streams, 'stream')} for many texts, {choice.one.variant} for one at a time"
     )
     return choice
 
@@ -214,6 +215,6 @@ def _rows(contenders: Sequence[_Contender], texts: int, record: Mapping[str, Any
 
 def _line(row: Mapping[str, Any]) -> str:
     agreement = "not judged on data" if row["same_answers"] is None else f"{row['same_answers']:.2%} the same answers"
-    how = f"{row['streams']} streams, batches of {row['batch_tokens']:,} tokens" if row["batch_tokens"] else "one at a time"
+    how = f"{counted(row['streams'], 'stream')}, batches of {row['batch_tokens']:,} tokens" if row["batch_tokens"] else "one at a time"
     least, most = row["range"]
     return f"{row['variant']}, {how}: {row['texts_per_second']:,.0f} texts/s ({least:,.0f} to {most:,.0f}); {agreement}"

@@ -147,11 +147,11 @@ def _fastest_of_many(
 
 def _race(contenders: Sequence[_Contender], run: Callable[[_Contender], None], rounds: int, is_warm: bool = False) -> None:
     """Time each in turn, after a run that is not timed: kernels are made for a shape when it first comes."""
-    for counted in [*([] if is_warm else [False]), *([True] * rounds)]:
+    for is_timed in [*([] if is_warm else [False]), *([True] * rounds)]:
         for contender in contenders:
             begin = time.perf_counter()
             run(contender)
-            if counted:
+            if is_timed:
                 contender.seconds.append(time.perf_counter() - begin)
 
 

@@ -99,7 +99,8 @@ def build_engine(model: BertEncoder, config: Config, sizes: BatchSizes, total_st
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # it would flatten and copy all gradients for a sum over one rank
         # where the words' matrix is the decoder too, each row has a gradient
-        model.embeddings.sparse_gradient = isinstance(optimizer, CpuAdamW) and isinstance(model, Reader)
+        is_replayed = config.bertfast.run.cuda_graphs  # a recorded gradient is dense
+        model.embeddings.sparse_gradient = isinstance(optimizer, CpuAdamW) and isinstance(model, Reader) and not is_replayed
     if isinstance(optimizer, CpuAdamW):
         engine.clip_fp32_gradients = lambda: optimizer.clip(engine.gradient_clipping())
     if ranks.device.type == "cuda":

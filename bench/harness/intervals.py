@@ -139,7 +139,7 @@ def _widening(values: np.ndarray) -> float:
 
 def turns(names: Sequence[str], index: int) -> list[str]:
     """The order of round `index`: every second round goes backwards, and each two rounds begin one further, so that none is always behind the same."""
-    shift = (index // 2) % len(names)
+    shift = (index // 2) % max(len(names), 1)
     order = [*names[shift:], *names[:shift]]
     return order[::-1] if index % 2 else order
 

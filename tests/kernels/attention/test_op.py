@@ -147,6 +147,8 @@ def check_case(lengths, heads, size, plan, tail, dtype, device, p, monkeypatch=N
 @pytest.mark.parametrize("p", [0.0, 0.3], ids=["without-dropout", "with-dropout"])
 @pytest.mark.parametrize(("lengths", "heads", "size", "plan", "tail"), shapes(SMALL, FULL))
 def test_attention_and_its_gradient(device, monkeypatch, lengths, heads, size, plan, tail, p):
+    if ON_GPU and size > 32 and plan in (SHORT, GROUPS, MEDIUM):
+        pytest.skip("no float32 batch takes these kernels; with such heads the compiler needs up to two minutes for one")
     check_case(lengths, heads, size, plan, tail, torch.float32, device, p, monkeypatch)
 
 

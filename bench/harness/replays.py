@@ -21,11 +21,18 @@ def input_sets(bytes_of_one: int, on_gpu: bool) -> int:
 
 
 class Replay(NamedTuple):
-    """Some calls that `run` makes at once: from a CUDA graph ("graph"), or one after the other where they cannot be captured ("calls")."""
+    """Some calls that `run` makes at once: from a CUDA graph ("graph"), or one after the other where they cannot be captured ("calls").
+
+    made: the calls, with the inputs that the graph reads. Were they dropped, the next capture, which empties the allocator's cache, would unmap them.
+    """
 
     run: Callable[[], None]
-    calls: int
+    made: Sequence[Callable[[], Any]]
     timing: str
+
+    @property
+    def calls(self) -> int:
+        return len(self.made)
 
 
 def prepare(make_calls: Callable[[], Sequence[Callable[[], Any]]]) -> Replay:
@@ -35,7 +42,7 @@ def prepare(make_calls: Callable[[], Sequence[Callable[[], Any]]]) -> Replay:
     """
     if not torch.cuda.is_available():
         calls = make_calls()
-        return Replay(lambda: _run(calls), len(calls), "calls")
+        return Replay(lambda: _run(calls), calls, "calls")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -47,11 +54,11 @@ def prepare(make_calls: Callable[[], Sequence[Callable[[], Any]]]) -> Replay:
         with torch.cuda.graph(graph, stream=stream):
             kept = [call() for call in calls]  # so that each call has an output of its own
         del kept
-        return Replay(graph.replay, len(calls), "graph")
+        return Replay(graph.replay, calls, "graph")
     except RuntimeError:  # it waits for the GPU somewhere, which a capture forbids
         torch.cuda.synchronize()
         calls = make_calls()  # anew: what the capture has touched is spoilt
-        return Replay(lambda: _run(calls), len(calls), "calls")
+        return Replay(lambda: _run(calls), calls, "calls")
 
 
 def _run(calls: Sequence[Callable[[], Any]]) -> None:

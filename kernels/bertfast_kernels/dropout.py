@@ -44,7 +44,7 @@ class Dropout(NamedTuple):
 
 def philox(key: torch.Tensor, counter: tuple[torch.Tensor | int, ...]) -> torch.Tensor:
     """Philox4x32-10: key int64 [2] and four counters (int64 tensors that broadcast, or ints), all below 2**32 -> int64 [..., 4] below 2**32."""
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64, device=key.device) for c in counter))
+    c0, c1, c2, c3 = torch.broadcast_tensors(*(_words(c, key.device) for c in counter))
     k0, k1 = key[0], key[1]
     for _ in range(10):
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
@@ -52,6 +52,11 @@ def philox(key: torch.Tensor, counter: tuple[torch.Tensor | int, ...]) -> torch.
         c2, c3 = (product0 >> 32) & _LOW ^ c3 ^ k1, product0 & _LOW
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
     return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def _words(counter: torch.Tensor | int, device: torch.device) -> torch.Tensor:
+    """A counter as int64. A number is filled in on the device: a copy from the host would not let itself be recorded as a CUDA graph."""
+    return counter.long() if isinstance(counter, torch.Tensor) else torch.full((), counter, dtype=torch.int64, device=device)
 
 
 def keyed_mask(

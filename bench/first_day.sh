@@ -29,7 +29,7 @@ for step in $steps; do
             run "sanitize-$tool" 150 compute-sanitizer --tool $tool --error-exitcode 3 --kernel-regex kns=_kernel --kernel-regex kns=short_ \
                 --kernel-regex kns=medium_ --kernel-regex kns=long_ --kernel-regex kns=cls_ $python -m tests.support.one_of_each
         done ;;
-    tests) run tests 240 $python -m pytest -q -p no:cacheprovider -n "${WORKERS:-14}" --dist load tests/kernels tests/model/test_triton.py \
+    tests) run tests 240 $python -m pytest -q --tb=short -p no:cacheprovider -n "${WORKERS:-14}" --dist load tests/kernels tests/model/test_triton.py \
         -m triton --ignore=tests/kernels/test_compile.py --ignore-glob='*/test_mutations.py' ;;
     kernels) run kernels 300 $python -m bench.bench_kernels --output "$out/kernels.jsonl" ;;
     step) for precision in ${PRECISIONS:-bf16 fp16}; do

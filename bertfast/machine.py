@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import re
@@ -14,6 +15,11 @@ _CPUS = Path("/sys/devices/system/cpu")
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's (FEAT_BF16), which stands among "Features" where x86 has "flags"
 _NO_MEMORY = re.compile("(?:can't|cannot|Cannot|Failed to) allocate memory|out of memory|std::bad_alloc|_ALLOC_FAILED")
 _ASKED = re.compile(r"(?:allocate|buffer of size) ([\d.]+) ?(bytes|[KMGTPE]i?B)?")
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed; nothing is imported to find out."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def cores() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -254,6 +254,7 @@ def _bertfast(peer: Peer, folder: Path, batch_size: int, device: str) -> Contend
     from bertfast.engine.build import build_engine
     from bertfast.engine.cuda_graphs import COMMON_AFTER, graphs_for
     from bertfast.engine.ranks import start_ranks
+    from bertfast.engine.whole_step import whole_step_of
     from bertfast.model.bert import BertClassifier
     from bertfast.model.losses import loss_sum
     from bertfast.packing.buckets import bucket_of, padded
@@ -261,7 +262,9 @@ def _bertfast(peer: Peer, folder: Path, batch_size: int, device: str) -> Contend
     config = bertfast_config(folder, batch_size, peer.precision, peer, device)
     ranks, sizes = start_ranks("cpu" if device == "cpu" else "gpu", None), resolve_batch_sizes(config, 1)
     engine = build_engine(BertClassifier.from_pretrained(str(folder)), config, sizes, TOTAL_STEPS, ranks)
-    graphs_for(engine.module, config, sizes, ranks.device, invariant_dropout=device != "cpu")
+    whole, _ = whole_step_of(engine, config, sizes.micro_steps, ranks.device, device != "cpu")
+    if whole is None:
+        graphs_for(engine.module, config, sizes, ranks.device, invariant_dropout=device != "cpu")
     bits = _bits(device)
 
     def prepare(batch: PackedBatch) -> PackedBatch:
@@ -273,12 +276,26 @@ def _bertfast(peer: Peer, folder: Path, batch_size: int, device: str) -> Contend
 
     def step(batch: PackedBatch) -> Tensor:
         examples = (batch.unpadded or batch.extent).sequences
+        if whole is not None and engine.module.training:
+            return whole.take([batch], [bits()], lambda forward, batch: _share(forward(batch), batch, examples), examples)[0].share
         loss = loss_sum(engine(batch, bits()), batch.labels) / examples
         engine.backward(loss, scale_wrt_gas=False)
         engine.step()
         return loss.detach()
 
     return Contender(prepare, step, engine, warming)
+
+
+class _Loss(NamedTuple):
+    share: Tensor
+    rows_BC: Tensor
+    example_ids: Tensor
+
+
+def _share(logits_BC: Tensor, batch: PackedBatch, examples: int) -> _Loss:
+    from bertfast.model.losses import loss_sum
+
+    return _Loss(loss_sum(logits_BC, batch.labels) / examples, logits_BC, batch.example_ids)
 
 
 def _bertfast_loop(peer: Peer, folder: Path, device: str) -> Contender:

@@ -32,6 +32,7 @@ from .resolve import resolve_optimizer as resolve_optimizer
 from .resolve import resolve_precision as resolve_precision
 from .resolve import resolve_total_steps as resolve_total_steps
 from .resolve import resolve_warmup_steps as resolve_warmup_steps
+from .resolve import takes_whole_steps as takes_whole_steps
 from .schema import BertfastConfig as BertfastConfig
 from .schema import Config as Config
 from .schema import Zero as Zero

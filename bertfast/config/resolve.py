@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bertfast.config.blocks import OptimizationConfig
-from bertfast.config.deepspeed.optimizers import optimizer_type
+from bertfast.config.deepspeed.optimizers import is_own_adamw, optimizer_type
 from bertfast.config.schema import BertfastConfig, Config
 from bertfast.errors import ConfigError
-from bertfast.machine import has_bf16
+from bertfast.machine import has_bf16, has_triton
 
 LEARNING_RATE = 3e-5  # one of the four rates of the BERT paper's grid (Devlin et al. 2019, appendix A.3)
 WEIGHT_DECAY = 0.01
@@ -22,6 +22,12 @@ _WARMUPS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 _FOR_GPUS = ("Lamb", "Lion")  # compiled for GPUs alone; Lion for the host too, where it is offloaded
 # What ZeRO divides without zero_allow_untested_optimizer (is_zero_supported_optimizer in deepspeed/runtime/zero/utils.py).
 _ZERO_OPTIMIZERS = ("Adagrad", "Adam", "AdamW", "Lion", "Muon")
+# With any other key at the top of a config, or in its blocks of 16 bits, a step is DeepSpeed's own.
+_OF_WHOLE_STEPS = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer", "scheduler", "fp16", "bf16",
+    "zero_optimization", "zero_allow_untested_optimizer", "log_level",
+}  # fmt: skip
+_OF_LOSS_SCALES = {"loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "consecutive_hysteresis", "min_loss_scale"}
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,12 @@ def resolve_deepspeed(config: Config, sizes: BatchSizes, total_steps: int, devic
         zero["stage"] = 0
         zero.pop("compute_grad_norm", None)  # which stage 0 does not know
         raw.pop("bf16", None)
-    elif precision == "bf16" and is_lone_gpu_without_zero(config, sizes.world_size, device_type):
-        raw.pop("bf16")  # DeepSpeed would go through the parameters one by one, in Python, in every step
+    elif takes_whole_steps(config, sizes.world_size, device_type):
+        # DeepSpeed would go through the parameters one by one, in Python, in every step.
+        zero["stage"] = 0
+        zero.pop("compute_grad_norm", None)
+        for name in ("fp16", "bf16"):
+            raw.pop(name, None)
     return raw
 
 
@@ -217,9 +227,21 @@ def is_lone_cpu(config: Config, world_size: int, device_type: str) -> bool:
     return device_type == "cpu" and world_size == 1 and not config.zero.offloads and not _asks_for_copies(config)
 
 
-def is_lone_gpu_without_zero(config: Config, world_size: int, device_type: str) -> bool:
-    """Whether there is one rank, on a GPU, under ZeRO stage 0: in bf16 the model then casts its own float32 weights, as on a CPU."""
-    return device_type == "cuda" and world_size == 1 and config.zero.stage == 0 and not _asks_for_copies(config)
+def takes_whole_steps(config: Config, world_size: int, device_type: str) -> bool:
+    """Whether there is one rank, on a GPU, that trains in 16 bits with our AdamW and asks for nothing that DeepSpeed's step alone can give: ZeRO has
+    nothing to divide then, and the step is ours (see engine/whole_step.py)."""
+    raw = config.deepspeed
+    if device_type != "cuda" or world_size != 1 or not has_triton() or config.zero.stage > 2 or config.zero.offloads:
+        return False
+    if resolve_precision(raw, device_type) == "fp32" or not is_own_adamw(resolve_optimizer(raw), config.zero.offloads_optimizer):
+        return False
+    if raw.get("optimizer", {}).get("params", {}).get("amsgrad"):
+        return False
+    return (
+        set(raw) <= _OF_WHOLE_STEPS
+        and set(raw.get("fp16", {})) <= {"enabled", *_OF_LOSS_SCALES}
+        and set(raw.get("bf16", {})) <= {"enabled"}
+    )
 
 
 def _asks_for_copies(config: Config) -> bool:

@@ -20,3 +20,5 @@ from .state import save_training_state as save_training_state
 from .state import saved_facts as saved_facts
 from .state import schedule_follows_config as schedule_follows_config
 from .state import whole_state as whole_state
+from .whole_step import WholeStep as WholeStep
+from .whole_step import whole_step_of as whole_step_of

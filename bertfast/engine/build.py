@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from bertfast.config import BatchSizes, Config, is_own_adamw, resolve_deepspeed, resolve_precision, resolve_warmup_steps
-from bertfast.engine.optimizer import adamw, scheduler_of, thaw_step, trained_groups
+from bertfast.config import BatchSizes, Config, is_own_adamw, resolve_deepspeed, resolve_precision, resolve_warmup_steps, takes_whole_steps
+from bertfast.engine.memory import DTYPES
+from bertfast.engine.optimizer import adamw, scheduler_of, thaw_step, trained_groups, whole_adamw
 from bertfast.engine.ranks import Ranks
 from bertfast.engine.schedules import schedule, thawing
 from bertfast.errors import BertfastError, ConfigError
@@ -59,8 +60,12 @@ def build_engine(model: BertEncoder, config: Config, sizes: BatchSizes, total_st
     from deepspeed.utils.logging import set_log_level_from_string
 
     resolved = resolve_deepspeed(config, sizes, total_steps, ranks.device.type, model.config.hidden_size)
-    if resolve_precision(config.deepspeed, ranks.device.type) == "bf16" and "bf16" not in resolved:
-        model.compute_dtype = torch.bfloat16
+    precision, is_whole = (
+        resolve_precision(config.deepspeed, ranks.device.type),
+        takes_whole_steps(config, sizes.world_size, ranks.device.type),
+    )
+    if precision != "fp32" and precision not in resolved:
+        model.compute_dtype = DTYPES[precision]
     block, optimization = resolved["optimizer"], config.bertfast.optimization
     params = block["params"]
     model.set_recomputing(config.bertfast.model.gradient_checkpointing == "selective")
@@ -69,8 +74,16 @@ def build_engine(model: BertEncoder, config: Config, sizes: BatchSizes, total_st
     depths = [group.pop("depth", 0) for group in groups]
     optimizer = None
     if is_own_adamw(block, config.zero.offloads_optimizer):
-        keeps_float32 = not any(key in resolved for key in ("bf16", "fp16")) and resolved.get("zero_optimization", {}).get("stage", 0) == 0
-        optimizer = adamw(groups, params, on_cpu=keeps_float32 and ranks.device.type == "cpu")
+        keeps_float32 = (
+            not is_whole
+            and not any(key in resolved for key in ("bf16", "fp16"))
+            and resolved.get("zero_optimization", {}).get("stage", 0) == 0
+        )
+        if is_whole:
+            model.to(ranks.device)
+            optimizer = whole_adamw(groups, params, DTYPES[precision], resolved["gradient_clipping"], config.deepspeed.get("fp16"))
+        else:
+            optimizer = adamw(groups, params, on_cpu=keeps_float32 and ranks.device.type == "cpu")
         del resolved["optimizer"]
     scheduler = None
     if "scheduler" not in resolved:

@@ -14,7 +14,7 @@ from bertfast.config import OptimizationConfig
 from bertfast.engine.schedules import Factor, schedule
 from bertfast.errors import ConfigError
 from bertfast.model import BertEncoder
-from bertfast_kernels import CpuAdamW, cpu_kernels_fault
+from bertfast_kernels import CpuAdamW, GpuAdamW, LossScale, cpu_kernels_fault
 
 _ADAMW_KEYS = {"lr", "betas", "eps", "weight_decay", "amsgrad"}
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -122,6 +122,34 @@ def adamw(groups: Iterable[dict[str, Any]], params: dict[str, Any], on_cpu: bool
     if not params.get("bias_correction", True):
         optimizer.register_step_pre_hook(_leave_moments_uncorrected)
     return optimizer
+
+
+def whole_adamw(
+    groups: Iterable[dict[str, Any]], params: dict[str, Any], dtype: torch.dtype, max_norm: float, fp16: dict[str, Any] | None
+) -> GpuAdamW:
+    """The AdamW of a lone GPU, with copies in 16 bits; params: as for `adamw`; fp16: DeepSpeed's block of that name, whose loss scale float16 takes."""
+    known: dict[str, Any] = {key: tuple(value) if key == "betas" else value for key, value in params.items() if key in _ADAMW_KEYS}
+    known.pop("amsgrad", None)
+    scale = loss_scale_of(fp16 or {}) if dtype == torch.float16 else None
+    return GpuAdamW(list(groups), dtype, max_norm, scale, corrects=params.get("bias_correction", True), **known)
+
+
+def loss_scale_of(fp16: dict[str, Any]) -> LossScale:
+    """What DeepSpeed's block asks for, with its defaults: a loss_scale of 0 adapts itself."""
+
+    def given(key: str, default: float) -> float:
+        value = fp16.get(key, default)
+        return default if value == "auto" else value
+
+    if fixed := given("loss_scale", 0):
+        return LossScale(first=float(fixed), adapts=False)
+    return LossScale(
+        first=2.0 ** given("initial_scale_power", 16),
+        window=int(given("loss_scale_window", 1000)),
+        hysteresis=int(given("hysteresis", 2)),
+        renews=bool(fp16.get("consecutive_hysteresis", False)),
+        least=float(given("min_loss_scale", 1)),
+    )
 
 
 def _leave_moments_uncorrected(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -19,7 +19,19 @@ from bertfast.config import (
     resolve_total_steps,
 )
 from bertfast.data import TrainingSet, tokenizer_fingerprint
-from bertfast.engine import Capture, GraphedForward, Precision, Ranks, build_engine, check_engine_config, graphs_for, join_ranks, shortage
+from bertfast.engine import (
+    Capture,
+    GraphedForward,
+    Precision,
+    Ranks,
+    WholeStep,
+    build_engine,
+    check_engine_config,
+    graphs_for,
+    join_ranks,
+    shortage,
+    whole_step_of,
+)
 from bertfast.model import RandomBits
 from bertfast.training.batches import TrainingBatches
 from bertfast.training.footprint import footprint_of, smaller_training
@@ -49,6 +61,7 @@ class Run:
     invariant_dropout: bool  # its bits are keyed by example, and not by micro-batch
     model_summary: str  # what became of the checkpoint's weights
     engine: Any  # DeepSpeed's, around the model
+    whole_step: WholeStep | None  # takes the steps in the engine's place
     graphs: GraphedForward | None
     graphs_line: str | None
     folder: RunFolder
@@ -56,6 +69,11 @@ class Run:
     @property
     def steps_per_epoch(self) -> int:
         return self.batches.steps_per_epoch
+
+    @property
+    def in_buckets(self) -> bool:
+        """Whether batches are padded up to few sizes, for which steps are recorded."""
+        return self.graphs is not None or (self.whole_step is not None and self.whole_step.replays)
 
     @property
     def eval_every(self) -> int | None:
@@ -73,9 +91,13 @@ class Run:
 
     def forward(self, step: int, micro_step: int) -> Forward:
         """The model with the dropout of a micro-step, whose bits come from seed and step alone, so that a resumed run meets the same."""
-        place = None if self.invariant_dropout else (micro_step, self.ranks.rank)
-        bits = RandomBits.of_step(self.config.bertfast.run.seed, step, self.ranks.device, place)
+        bits = self.bits(step, micro_step)
         return lambda batch: self.engine(batch, bits)
+
+    def bits(self, step: int, micro_step: int) -> RandomBits:
+        """What feeds the dropout of a micro-step."""
+        place = None if self.invariant_dropout else (micro_step, self.ranks.rank)
+        return RandomBits.of_step(self.config.bertfast.run.seed, step, self.ranks.device, place)
 
     def opening_lines(self, state: RunState) -> list[str]:
         """What a person is told before the first step."""
@@ -120,7 +142,11 @@ class Run:
                 "device": self.ranks.device.type,
                 "precision": self.precision,
                 "zero_stage": self.engine.zero_optimization_stage(),
-                **({} if self.graphs is None else {"cuda_graphs": dict(self.graphs.counts)}),
+                **(
+                    {"cuda_graphs": dict(replayer.counts)}
+                    if (replayer := self.graphs or self.whole_step) is not None and self.in_buckets
+                    else {}
+                ),
                 **({"resumed_with_changes": state.changes} if state.changes else {}),
             },
             **self.objective.results(state.best),
@@ -169,7 +195,10 @@ def prepare(
     invariant_dropout = ranks.device.type != "cpu" if asked is None else asked
     summary, weights, network = model.loaded.summary(), checksum_of_weights(model), network_of(model)
     engine = build_engine(model, config, sizes, total_steps, ranks, batches.steps_per_epoch)
-    graphs, graphs_line = graphs_for(model, config, sizes, ranks.device, invariant_dropout, capture)
+    whole_step, graphs_line = whole_step_of(engine, config, sizes.micro_steps, ranks.device, invariant_dropout, capture)
+    graphs = None
+    if whole_step is None:
+        graphs, graphs_line = graphs_for(model, config, sizes, ranks.device, invariant_dropout, capture)
     resolved = resolve_deepspeed(config, sizes, total_steps, ranks.device.type, model.config.hidden_size)
     identity = {  # what a person sets comes first, and is named first where it differs; then what follows from it
         "seed": settings.run.seed,
@@ -209,6 +238,7 @@ def prepare(
         invariant_dropout,
         summary,
         engine,
+        whole_step,
         graphs,
         graphs_line,
         folder,

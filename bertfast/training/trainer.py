@@ -150,7 +150,7 @@ class Trainer:
         if state.owes_evaluation:
             state = self._keep(run, state, progress, evaluates=True)
         window, watch = Window(run.ranks), LossWatch(run.train_set, run.ranks)
-        steps = run.batches.steps(state.step, run.total_steps, in_buckets=run.graphs is not None)
+        steps = run.batches.steps(state.step, run.total_steps, in_buckets=run.in_buckets)
         if self._profile and run.ranks.is_first:
             steps = RunProfiler(self._model_dir / "profile", run.engine, run.ranks.device.type == "cuda", progress.say).steps(steps)
         for step, batches, n_examples in steps:
@@ -183,6 +183,12 @@ class Trainer:
         rates = run.engine.get_lr()[0], rates_by_part(run.engine)  # the last engine.step() sets the next ones
         share, totals = torch.zeros((), device=run.ranks.device), run.objective.totals(batches, n_examples)
         run.engine.train()
+        if run.whole_step is not None:
+            bits = [run.bits(step, micro_step) for micro_step in range(len(batches))]
+            for loss in run.whole_step.take(batches, bits, lambda forward, batch: run.objective.loss(forward, batch, totals), n_examples):
+                watch.add(step, loss.share, loss.rows_BC, loss.example_ids)
+                share += loss.share
+            return Stepped(share, *rates)
         for micro_step, batch in enumerate(batches):
             loss = run.objective.loss(run.forward(step, micro_step), batch, totals)
             watch.add(step, loss.share, loss.rows_BC, loss.example_ids)

@@ -16,5 +16,7 @@ from .gelu import bias_gelu as bias_gelu
 from .layer_norm import dropout_add_layer_norm as dropout_add_layer_norm
 from .linear import linear as linear
 from .linear import query_and_keys as query_and_keys
+from .optimizer import GpuAdamW as GpuAdamW
+from .optimizer import LossScale as LossScale
 from .primitives.lazy_triton import HAS_TRITON as HAS_TRITON
 from .shapes import EncoderShape as EncoderShape

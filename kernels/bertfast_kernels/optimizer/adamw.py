@@ -67,7 +67,10 @@ def _squares_kernel(table_ptr, chunks_ptr, grad_like, partial_ptr, n_chunks, N: 
     for chunk in range(tl.program_id(0), n_chunks, tl.num_programs(0)):
         tensor, start, size = _place(table_ptr, chunks_ptr, chunk, N, CHUNK)
         grads = _array(table_ptr, 1, tensor, grad_like, N)
-        grad = _read(grads, start, size, CHUNK, False)
+        if start + CHUNK <= size:  # noqa: SIM108
+            grad = _read(grads, start, size, CHUNK, True)
+        else:
+            grad = _read(grads, start, size, CHUNK, False)
         total += grad * grad
     tl.store(partial_ptr + tl.program_id(0), tl.sum(total, 0))
 

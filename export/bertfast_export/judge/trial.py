@@ -189,7 +189,7 @@ def add_audits(audits: Sequence[Audit], answers: Answers, verdict: Verdict) -> N
     elif verdict.fault is not None:  # a head from random numbers: 0.063 of the spread in int8, and every answer the same
         verdict.fault += (
             f": its weights are the checkpoint's, but the model's own logits differ by {answers.spread:.2g} alone (their standard deviation "
-            "over the grid), too little for a form that rounds; a head that was not trained answers so"
+            "over the grid), too little for how this form rounds and cuts off; a head that was not trained answers so"
         )
 
 

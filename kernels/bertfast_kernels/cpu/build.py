@@ -58,7 +58,10 @@ def load() -> ctypes.CDLL:
     if compiler is None:
         raise NoLibraryError("there is no C++ compiler (c++ or g++, or what CXX names)")
     openmp = _openmp()
-    file = folder() / f"kernels-{_key(compiler, openmp)}.so"
+    try:
+        file = folder() / f"kernels-{_key(compiler, openmp)}.so"
+    except (OSError, RuntimeError) as error:  # no executable for this machine; a user without a home
+        raise NoLibraryError(f"{compiler} cannot be run, or there is no folder to keep them in ({error})") from error
     if not file.is_file():
         _compile(compiler, openmp, file)
     try:

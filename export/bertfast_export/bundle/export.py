@@ -24,7 +24,7 @@ from bertfast_export.bundle.planned import refuse_place
 from bertfast_export.bundle.rejected import write_rejected
 from bertfast_export.bundle.source import Candidate
 from bertfast_export.bundle.verdicts import Say, judge_file, summary
-from bertfast_export.contract import OPENVINO, OPENVINO_VARIANTS, PACKED_FILE, VARIANTS, Options
+from bertfast_export.contract import FILES, OPENVINO, Options
 from bertfast_export.graphs import Network, fused_graph, packed_graph, portable_graph, save_model, stream_graph
 from bertfast_export.ir import write_openvino
 from bertfast_export.judge import Answers, CheckpointWeights, Evidence, Verdict, checkpoint_hashes, eager_logits, make_cases, write_evidence
@@ -87,7 +87,7 @@ def _fill(
     verdicts: list[Verdict] = []
     notes: dict[str, Any] = {}
     if source.skipped:
-        notes["skipped"] = {VARIANTS.get(name, PACKED_FILE): why for name, why in source.skipped.items()}
+        notes["skipped"] = {FILES[name]: why for name, why in source.skipped.items()}
 
     def judged(graph: onnx.ModelProto, file: str) -> Verdict:
         """A graph written and judged, in the place of any that had the same file."""
@@ -96,7 +96,7 @@ def _fill(
         return judge_file(beside / file, file, cases, answers, evidence, [weights])
 
     for variant in (*options.variants, *(["packed"] if options.packed else [])):
-        file, metadata = VARIANTS.get(variant, PACKED_FILE), metadata_of(source, variant, hashes, tokenizer_sha256)
+        file, metadata = FILES[variant], metadata_of(source, variant, hashes, tokenizer_sha256)
         if variant in source.skipped:
             say(f"{file}: not written; {source.skipped[variant]}")
             continue
@@ -116,7 +116,7 @@ def _fill(
             notes |= written.notes
             for verdict in written.verdicts:
                 verdicts.append(verdict)
-                _refuse(verdict, beside / OPENVINO_VARIANTS[OPENVINO][0], final, hashes)
+                _refuse(verdict, beside / file, final, hashes)
                 say(f"{verdict.file}: passed; {summary(verdict)}")
             continue
         if variant == "int8":

@@ -99,7 +99,7 @@ def _judge_grid(session: Session, cases: list[Case], answers: Answers, verdict: 
         try:
             given = run_cases(session, case.features)
         except Exception as error:  # onnxruntime's errors share no base class
-            verdict.fail(f"{case.name}: onnxruntime cannot run it ({_first_line(error)})", case.features, exact, np.zeros_like(exact))
+            verdict.fail(f"{case.name}: it cannot be run ({_first_line(error)})", case.features, exact, np.zeros_like(exact))
             return
         apart = np.abs(given - exact)
         farthest = np.where(np.isfinite(apart), apart, np.inf).max(axis=1)

@@ -89,3 +89,29 @@ def test_torchs_compiler_is_not_imported():
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
     answer = subprocess.run([sys.executable, "-c", code], env={**os.environ, **paths}, capture_output=True, text=True, check=True).stdout
     assert answer.split() == ["False", "None"]
+
+
+def test_moments_that_take_the_place_of_others_are_looked_at():
+    """Loaded ones may lie at the address of those that were there."""
+    weight = torch.nn.Parameter(torch.zeros(3, 4))
+    optimizer = CpuAdamW([weight], lr=0.1)
+
+    def step():
+        weight.grad = torch.sparse_coo_tensor([[0]], torch.ones(1, 4), (3, 4), check_invariants=True)
+        optimizer.step()
+
+    step()
+    before, state = weight[2].clone(), optimizer.state[weight]
+    for name in ("exp_avg", "exp_avg_sq"):
+        state[name].numpy()[2] = 1
+        state[name] = torch.from_numpy(state[name].numpy())
+    step()
+    assert not torch.equal(weight[2], before)
+
+
+@pytest.mark.parametrize("values", [torch.zeros(4, 3).t(), torch.zeros(3, 4, dtype=torch.float64)], ids=["gaps", "float64"])
+def test_what_it_cannot_read_is_refused(values):
+    weight = torch.nn.Parameter(values)
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(ValueError, match=r"a parameter of \[3, 4\] or its state is not float32 without gaps"):
+        CpuAdamW([weight], lr=0.1).step()

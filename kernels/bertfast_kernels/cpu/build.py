@@ -147,7 +147,7 @@ _DECLARATIONS = {
     "attention_forward": (None, [_I, _P, _L, _L, _L, _I, _P, _P, _F, _P, _L, _P, _P, _L, _P, _L, _I]),
     "attention_backward": (None, [_I, _P, _L, _L, _L, _I, _P, _P, _F, _P, _L, _P, _P, _L, *[_P] * 4, _L, _I]),
     "squares": (ctypes.c_double, [_P, _P, _L, _I]),
-    "adamw": (None, [_P, _L, _F, _F, _F, _F, _I]),
+    "adamw": (None, [_P, _L, ctypes.c_double, ctypes.c_double, _F, _F, _I]),
     "transpose": (None, [_P, _L, _L, _P, _I]),
     "moved": (None, [_P, _P, _L, _L, _P, _I]),
 }

@@ -73,6 +73,10 @@ def verify(arguments: Namespace) -> int:
 
 
 def tune(arguments: Namespace) -> int:
+    if arguments.device == "gpu":
+        raise ConfigError(
+            "bertfast tune measures on a CPU, and GPU was given; leave it out: on a GPU fp16 is taken unless --variant names another"
+        )
     exporter().check()
     exporter().tune(arguments, tell_progress)
     return 0

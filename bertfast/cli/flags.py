@@ -266,7 +266,7 @@ FLAGS = (
     ),
     Flag(
         ("--variant",),
-        "which of its files (left out: what bertfast tune chose for this kind of machine; else fp16 on a GPU, optimized on a CPU)",
+        "which of its files (left out: what bertfast tune chose for this kind of machine; else fp16 on a GPU, packed_cpu on a CPU)",
         commands=("predict",),
         options={"choices": [*VARIANTS, *OPENVINO_VARIANTS]},
     ),

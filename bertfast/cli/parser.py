@@ -53,7 +53,11 @@ def parse_command(argv: Sequence[str]) -> argparse.Namespace:
         command.take(*(flag for flag in FLAGS if name in flag.commands))
         command.set_defaults(parser=command)
     for name, summary in EXPORT_COMMANDS.items():
-        usage = "bertfast export [CPU|GPU] FOLDER -o BUNDLE [flags]" if name == "export" else f"bertfast {name} [CPU|GPU] BUNDLE [flags]"
+        usage = {
+            "export": "bertfast export [CPU|GPU] FOLDER -o BUNDLE [flags]",
+            "verify": "bertfast verify [CPU|GPU] BUNDLE [flags]",
+            "tune": "bertfast tune BUNDLE [flags]",
+        }[name]
         description = f"{summary[0].upper()}{summary[1:]}."
         command = commands.add_parser(name, help=summary, description=description, usage=usage, allow_abbrev=False)
         command.add_argument("folder", metavar="FOLDER" if name == "export" else "BUNDLE", help="the folder to read")

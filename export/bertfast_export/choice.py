@@ -30,6 +30,11 @@ class Setting:
     streams: int
     batch_tokens: int
 
+    def __post_init__(self) -> None:
+        numbers = (self.streams, self.batch_tokens)
+        if not isinstance(self.variant, str) or any(type(number) is not int or number < 1 for number in numbers):
+            raise ValueError(f"{asdict(self)}: variant is a name, streams and batch_tokens are numbers from 1 on")
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -16,6 +16,7 @@ from bertfast.errors import DataError, ExportError
 from bertfast.tasks import softmax
 from bertfast_export.choice import Setting, read_choice
 from bertfast_export.contract import A_PAIR, OPENVINO_VARIANTS, VARIANTS, no_bundle, verdict_name
+from bertfast_export.openvino_runtime import has_openvino, open_openvino
 from bertfast_export.runtime import CPU, Session, input_types, open_session, sha256_of
 from bertfast_export.streams import ahead, batches, side_by_side
 
@@ -237,12 +238,13 @@ class Files:
 
 
 def _chosen(folder: Path, there: Files, streams: int | None) -> Setting | None:
-    """What was chosen for this kind of machine, where the bundle has it."""
+    """What was chosen for this kind of machine, where the bundle has it and its runtime is installed."""
     choice = read_choice(folder)
     if choice is None:
         return None
     setting = choice.one if streams == 1 else choice.many
-    return setting if setting.variant in there.variants else None
+    can_run = setting.variant not in OPENVINO_VARIANTS or has_openvino()
+    return setting if can_run and setting.variant in there.variants else None
 
 
 def open_variant(
@@ -251,8 +253,6 @@ def open_variant(
     """A session of one of a bundle's variants, and what the file says of itself. Raises as `OnnxClassifier.from_bundle` does."""
     model = files.verified(variant)
     if variant in OPENVINO_VARIANTS:
-        from bertfast_export.openvino_runtime import open_openvino
-
         if providers is not None and next(iter(providers)) != CPU:
             raise ExportError(f"variant {variant!r} runs on a CPU; leave out providers={list(providers)}")
         found = open_openvino(model, OPENVINO_VARIANTS[variant][1], threads, streams)

@@ -28,6 +28,7 @@ OPENVINO_VARIANTS = {
     "openvino-int8": ("openvino/openvino_model_int8.xml", "f32"),
     "openvino-int8-bf16": ("openvino/openvino_model_int8.xml", "bf16"),
 }
+FILES = {**VARIANTS, "packed": PACKED_FILE, OPENVINO: OPENVINO_VARIANTS[OPENVINO][0]}  # of whatever an export may be asked for
 _PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
 FACTS = "bertfast"  # in an IR's rt_info: what an ONNX file has in its metadata_props
 TOKENIZER_FILE = "tokenizer.json"

@@ -77,9 +77,13 @@ class OpenvinoSession:
             self._requests.put(request)
 
 
+def has_openvino() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
 def check_openvino() -> None:
     """Raise where OpenVINO is not installed."""
-    if importlib.util.find_spec("openvino") is None:
+    if not has_openvino():
         raise ExportError("openvino is not installed; pip install 'bertfast[openvino]'")
 
 

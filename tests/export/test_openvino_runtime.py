@@ -104,12 +104,19 @@ def test_a_choice_of_this_kind_of_machine_is_used_and_no_other(bundle, monkeypat
     assert chosen.session.facts["variant"] == "openvino" and chosen.streams == 2
     assert not hasattr(OnnxClassifier.from_bundle(bundle, streams=1).session, "facts")
     assert not hasattr(OnnxClassifier.from_bundle(bundle, "portable").session, "facts")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "bertfast_export.openvino_runtime.importlib.util.find_spec", lambda name: None
+        )  # the runtime that was chosen is not installed
+        assert not hasattr(OnnxClassifier.from_bundle(bundle).session, "facts")
     monkeypatch.setattr("bertfast_export.choice.machine_kind", lambda: {"processor": "another"})
     assert not hasattr(OnnxClassifier.from_bundle(bundle).session, "facts")
 
 
-def test_a_choice_that_cannot_be_read_names_its_file(bundle):
-    (bundle / TUNING_FILE).write_text("{")
+@pytest.mark.parametrize("spoil", [lambda text: "{", lambda text: text.replace('"streams": 2', '"streams": "2"')], ids=["torn", "a-word"])
+def test_a_choice_that_cannot_be_read_names_its_file(spoil, bundle):
+    write_choice(bundle, Choice(Setting("portable", 2, 1024), Setting("portable", 1, 2048)), [])
+    (bundle / TUNING_FILE).write_text(spoil((bundle / TUNING_FILE).read_text()))
     with pytest.raises(ExportError, match=r"tuning\.json: cannot be read .*; remove it, or run bertfast tune again"):
         OnnxClassifier.from_bundle(bundle)
 

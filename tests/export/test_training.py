@@ -148,3 +148,11 @@ def test_a_head_of_our_own_is_trained_and_exported(tmp_path):
 def test_keys_that_cannot_be(export, message):
     with pytest.raises(ConfigError, match=message):
         load_config({"bertfast": {"task": "sst2", "model": {"checkpoint": "x"}, "export": export}})
+
+
+def test_what_does_not_go_together_is_refused_before_training(tmp_path, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
+    write_run(tmp_path, variants=["portable", "openvino"], layout="triton")
+    assert main(["train", "--config", str(tmp_path / "config.json")]) == 2
+    assert "layout 'triton' holds ONNX models, and variants name openvino" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -68,6 +68,12 @@ def test_texts_of_a_file_take_the_place_of_kept_lengths(bundle, tmp_path, capsys
     assert "3 texts of" in capsys.readouterr().err
 
 
+def test_a_gpu_is_refused(bundle, capsys):
+    assert main(["tune", "GPU", str(bundle)]) == 2
+    assert "bertfast tune measures on a CPU, and GPU was given; leave it out" in capsys.readouterr().err
+    assert not (bundle / TUNING_FILE).exists()
+
+
 def test_without_lengths_it_asks_for_texts(bundle):
     with pytest.raises(ExportError, match="keeps no lengths of texts.*give texts with --input FILE"):
         tuning._kept_lengths(bundle, type("Kept", (), {"lengths": {}}))

@@ -7,9 +7,11 @@ next export removes it.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertfast.data import EncodedDataset
 from bertfast.errors import ExportError, VerificationError
@@ -22,12 +24,15 @@ from bertfast_export.bundle.planned import refuse_place
 from bertfast_export.bundle.rejected import write_rejected
 from bertfast_export.bundle.source import Candidate
 from bertfast_export.bundle.verdicts import Say, judge_file, summary
-from bertfast_export.contract import OPENVINO, OPENVINO_VARIANTS, PACKED_FILE, VARIANTS, Options
+from bertfast_export.contract import FILES, OPENVINO, Options
 from bertfast_export.graphs import Network, fused_graph, packed_graph, portable_graph, save_model, stream_graph
 from bertfast_export.ir import write_openvino
 from bertfast_export.judge import Answers, CheckpointWeights, Evidence, Verdict, checkpoint_hashes, eager_logits, make_cases, write_evidence
 from bertfast_export.openvino_runtime import check_openvino
 from bertfast_export.runtime import check_onnx, check_wheels
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def export_bundle(
@@ -82,9 +87,16 @@ def _fill(
     verdicts: list[Verdict] = []
     notes: dict[str, Any] = {}
     if source.skipped:
-        notes["skipped"] = {VARIANTS.get(name, PACKED_FILE): why for name, why in source.skipped.items()}
+        notes["skipped"] = {FILES[name]: why for name, why in source.skipped.items()}
+
+    def judged(graph: onnx.ModelProto, file: str) -> Verdict:
+        """A graph written and judged, in the place of any that had the same file."""
+        _remove(beside, file)
+        save_model(graph, beside / file)
+        return judge_file(beside / file, file, cases, answers, evidence, [weights])
+
     for variant in (*options.variants, *(["packed"] if options.packed else [])):
-        file, metadata = VARIANTS.get(variant, PACKED_FILE), metadata_of(source, variant, hashes, tokenizer_sha256)
+        file, metadata = FILES[variant], metadata_of(source, variant, hashes, tokenizer_sha256)
         if variant in source.skipped:
             say(f"{file}: not written; {source.skipped[variant]}")
             continue
@@ -104,32 +116,19 @@ def _fill(
             notes |= written.notes
             for verdict in written.verdicts:
                 verdicts.append(verdict)
-                _refuse(verdict, beside / OPENVINO_VARIANTS[OPENVINO][0], final, hashes)
+                _refuse(verdict, beside / file, final, hashes)
                 say(f"{verdict.file}: passed; {summary(verdict)}")
             continue
         if variant == "int8":
-            found = search(network, evidence, options, metadata, say)
+            found = search(network, evidence, options, metadata, say, partial(judged, file=file))
             notes["int8_search"] = found.to_dict()
-            if found.graph is None:
+            if found.verdict is None:
+                _remove(beside, file)
                 say(f"{file}: not written; {found.outcome}")
                 continue
-            graph = found.graph
-        elif variant == "portable":
-            graph = portable_graph(network, options.opset, options.integers, metadata)
-        elif variant == "packed_cpu":
-            graph = stream_graph(network, options.opset, options.integers, metadata)
-        elif variant == "packed":
-            graph = packed_graph(network, options.opset, options.integers, metadata)
+            verdict = found.verdict
         else:
-            graph = fused_graph(network, options.opset, options.integers, variant == "fp16", metadata)
-        save_model(graph, beside / file)
-        verdict = judge_file(beside / file, file, cases, answers, evidence, [weights])
-        if verdict.fault is not None and variant == "int8":  # the search promised what the whole grid does not bear out
-            for path in beside.glob(f"{file}*"):
-                path.unlink()
-            notes["int8_search"]["outcome"] = f"none is written: {verdict.fault}"
-            say(f"{file}: not written; {verdict.fault}")
-            continue
+            verdict = judged(_graph_of(variant, network, options, metadata), file)
         verdicts.append(verdict)
         _refuse(verdict, beside / file, final, hashes)
         say(f"{file}: passed; {summary(verdict)}")
@@ -141,6 +140,20 @@ def _fill(
         )
     record.write_record(beside, {"name": source.name, "sha256": hashes}, verdicts, notes, started)
     return verdicts
+
+
+def _graph_of(variant: str, network: Network, options: Options, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The graph of a variant that is not looked for."""
+    if variant in ("optimized", "fp16"):
+        return fused_graph(network, options.opset, options.integers, variant == "fp16", metadata)
+    graph = {"portable": portable_graph, "packed_cpu": stream_graph, "packed": packed_graph}[variant]
+    return graph(network, options.opset, options.integers, metadata)
+
+
+def _remove(folder: Path, file: str) -> None:
+    """A graph's file, and its weights where they lie beside it."""
+    for path in folder.glob(f"{file}*"):
+        path.unlink()
 
 
 def _refuse(verdict: Verdict, model: Path, final: Path, hashes: dict[str, str]) -> None:

@@ -1,7 +1,8 @@
 """The search for an int8 recipe: the fastest one that gives the eager model's answers on the task's own data, or none.
 
 What is asked first is the recipes with every product in int8. Of those that keep the promise the fastest on this machine is taken, as far as it
-keeps `_WELL`; two whose times are alike are told apart by their answers. So time chooses among recipes that the data have passed, and no more.
+keeps `_WELL`; two whose times are alike are told apart by their answers. So time chooses among recipes that the data have passed, and no more. The
+judge has the last word, on its grid too: scales measured on few texts may cut off what they do not hold. Where it refuses, the next recipe is asked.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import onnx
 from bertfast.tasks import compute_metrics
 from bertfast_export.contract import Options
 from bertfast_export.graphs import Network, Recipe, Statistics, int8_share, measure, product_names, quantized_graph, round_weights
-from bertfast_export.judge import BUDGETS, Evidence, agree, batches_of, run_cases
+from bertfast_export.judge import BUDGETS, Evidence, Verdict, agree, batches_of, run_cases
 from bertfast_export.runtime import open_session
 
 # n examples, C classes
 
-_BUDGET = BUDGETS["model_quantized.onnx"]
+_FILE = "model_quantized.onnx"
 _SAMPLE = 256  # examples whose activations are measured
 _ASKED = 2000  # examples, over all splits, that a recipe is tried on first; one that keeps its promise there is tried on all
 _LEAST_SHARE = 0.4  # of the work in int8; below, eight-bit weights alone are tried
@@ -49,24 +50,27 @@ class Attempt:
     agreement: float
     points_lost: float | None
     milliseconds: float | None = None  # of one batch on this machine, where it was timed
+    fault: str | None = None  # why the judge refused it, where it was asked and did
 
     @property
     def keeps(self) -> bool:
         """Whether it keeps the promise of `BUDGETS`."""
-        return self.agreement >= _BUDGET.agreement and (self.points_lost or 0.0) <= _BUDGET.metric + 1e-9
+        budget = BUDGETS[_FILE]
+        return self.agreement >= budget.agreement and (self.points_lost or 0.0) <= budget.metric + 1e-9
 
     def to_dict(self) -> dict[str, Any]:
         """For verification.json."""
         facts = {"recipe": self.recipe.name, "floats": list(self.recipe.floats), "int8_share": self.share}
-        return {**facts, "agreement": self.agreement, "points_lost": self.points_lost, "milliseconds": self.milliseconds}
+        found = {"agreement": self.agreement, "points_lost": self.points_lost, "milliseconds": self.milliseconds}
+        return {**facts, **found, "fault": self.fault}
 
 
 @dataclass
 class Recipes:
-    """What a search came to: the graph, or None, and a line that says why."""
+    """What a search came to: the verdict of the recipe that was taken, or None, and a line that says why."""
 
     outcome: str
-    graph: onnx.ModelProto | None = None
+    verdict: Verdict | None = None
     tried: list[Attempt] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,10 +79,15 @@ class Recipes:
 
 
 def search(
-    network: Network, evidence: list[Evidence], options: Options, metadata: Mapping[str, str], say: Callable[[str], None]
+    network: Network,
+    evidence: list[Evidence],
+    options: Options,
+    metadata: Mapping[str, str],
+    say: Callable[[str], None],
+    judged: Callable[[onnx.ModelProto], Verdict],
 ) -> Recipes:
-    """Try recipes on some of the examples, STARTS first, and the one to be taken on all; the first that keeps the promise there wins. Without data
-    there is none."""
+    """Try recipes on some of the examples, STARTS first, and the one to be taken on all; the first that keeps the promise there and has no fault by
+    `judged`, which writes and judges its file, wins. Without data there is none."""
     if not evidence:
         return Recipes("none is written: without examples there is nothing to hold an int8 recipe against")
     statistics = measure(network, _sample(evidence))
@@ -109,15 +118,24 @@ def search(
             graph = graphs[attempt.recipe]
             if not is_whole:
                 attempt = attempted(attempt.recipe, graph, everything)
-            if attempt.keeps:
-                return Recipes(f"{attempt.recipe.name}: {attempt.share:.0%} of the work in int8", graph, tried)
+            if not attempt.keeps:
+                continue
+            verdict = judged(graph)
+            if verdict.fault is None:
+                return Recipes(f"{attempt.recipe.name}: {attempt.share:.0%} of the work in int8", verdict, tried)
+            attempt.fault = verdict.fault
+            say(f"int8: {attempt.recipe.name}: not taken; {attempt.fault}")
+    return Recipes(_none_of(tried), None, tried)
+
+
+def _none_of(tried: list[Attempt]) -> str:
+    """Why none of these is written."""
+    budget, refused = BUDGETS[_FILE], [attempt for attempt in tried if attempt.fault is not None]
+    keeping = f"{budget.agreement:.0%} of the answers and loses at most {budget.metric:g} points"
+    if refused:
+        return f"none is written: of {len(tried)} recipes the judge refuses each that keeps {keeping}; the last: {refused[-1].fault}"
     best = max(tried, key=lambda attempt: attempt.agreement)
-    return Recipes(
-        f"none is written: of {len(tried)} recipes none keeps {_BUDGET.agreement:.0%} of the answers and loses at most {_BUDGET.metric:g} points; "
-        f"the best keeps {best.agreement:.2%}",
-        None,
-        tried,
-    )
+    return f"none is written: of {len(tried)} recipes none keeps {keeping}; the best keeps {best.agreement:.2%}"
 
 
 def _groups(every: Iterable[Recipe]) -> Iterator[list[Recipe]]:

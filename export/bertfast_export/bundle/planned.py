@@ -34,18 +34,18 @@ def check_planned(block: BertfastConfig, bert: BertConfig) -> tuple[str, str]:
     refuse_truncation(block.truncation, "bertfast.truncation")
     from bertfast.tasks import get_task
     from bertfast_export.bundle.examples import configured
-    from bertfast_export.contract import OPENVINO, OPENVINO_VARIANTS, VARIANTS
+    from bertfast_export.contract import FILES, OPENVINO, Options
     from bertfast_export.openvino_runtime import check_openvino
 
     assert block.export is not None, "asked of configs that export"
     asked, place = block.export, bundle_folder(block)
+    Options(asked.variants, asked.opset, asked.integers, asked.layout)  # which refuses what does not go together
     refuse_place(place)
     judged = ", ".join(get_task(block.task).eval_splits) if configured(block) is not None else ""
     skipped = skipped_variants(asked.variants, is_own_head(block.head, bert))
     if OPENVINO in asked.variants:
         check_openvino()
-    known = {**VARIANTS, OPENVINO: OPENVINO_VARIANTS[OPENVINO][0]}
-    files = [known[name] for name in asked.variants if name not in skipped and (judged or name != "int8")]
+    files = [FILES[name] for name in asked.variants if name not in skipped and (judged or name != "int8")]
     if not files:
         raise ConfigError(
             "bertfast.export.variants asks for int8 alone, which needs examples to be judged on: name them in bertfast.eval_input"

@@ -185,7 +185,8 @@ def _recipe(search: dict[str, Any], title: str) -> list[str]:
         ]
         for tried in search["tried"]:
             lost = "" if tried["points_lost"] is None else f"{tried['points_lost']:.2f}"
-            agreement = "the grid is out of budget" if tried["agreement"] is None else f"{tried['agreement']:.2%}"
+            over = ", out of budget" if tried.get("fault") else ""
+            agreement = "the grid is out of budget" if tried["agreement"] is None else f"{tried['agreement']:.2%}{over}"
             took = "" if tried.get("milliseconds") is None else f"{tried['milliseconds']:.1f}"
             lines.append(f"| {tried['recipe']} | {tried['int8_share']:.0%} of their work | {agreement} | {lost} | {took} |")
     return [*lines, ""]

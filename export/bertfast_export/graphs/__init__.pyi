@@ -1,6 +1,5 @@
 from .fused import fused_graph as fused_graph
 from .network import portable_graph as portable_graph
-from .openvino import evenness as evenness
 from .openvino import ir_of as ir_of
 from .openvino import openvino_graph as openvino_graph
 from .openvino import save_ir as save_ir
@@ -8,6 +7,7 @@ from .operators import Network as Network
 from .packed import packed_graph as packed_graph
 from .quantized import Recipe as Recipe
 from .quantized import Statistics as Statistics
+from .quantized import evenness as evenness
 from .quantized import int8_share as int8_share
 from .quantized import measure as measure
 from .quantized import product_names as product_names

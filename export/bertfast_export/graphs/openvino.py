@@ -24,7 +24,7 @@ from bertfast.errors import ExportError
 from bertfast_export.contract import FACTS
 from bertfast_export.graphs.network import write_network
 from bertfast_export.graphs.operators import Network, Operators
-from bertfast_export.graphs.quantized import Recipe, Statistics, round_weights
+from bertfast_export.graphs.quantized import Recipe, Statistics, evenness, round_weights, round_words
 
 if TYPE_CHECKING:
     import openvino
@@ -103,9 +103,8 @@ class OpenvinoInt8Operators(OpenvinoOperators):
         self._rounded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def words(self, input_ids: str) -> str:
-        add, table_VD = self.graph.add, self.network.weights["embeddings.word"]
-        scale_V = np.maximum(np.abs(table_VD).max(axis=1) / 127, np.finfo(np.float32).tiny).astype(np.float32)
-        levels = self.graph.weight("embeddings.word.int8", np.clip(np.round(table_VD / scale_V[:, None]), -127, 127).astype(np.int8))
+        add, (levels_VD, scale_V) = self.graph.add, round_words(self.network)
+        levels = self.graph.weight("embeddings.word.int8", levels_VD)
         rows = add("Cast", [add("Gather", [levels, input_ids], "embeddings.words.levels")], "embeddings.words.float", to=TensorProto.FLOAT)
         scales = add("Gather", [self.graph.weight("embeddings.word.scale", scale_V), input_ids], "embeddings.words.scales")
         scales = add("Unsqueeze", [scales, self.constant("last_axis", [-1], np.int64)], "embeddings.words.scales.column")
@@ -114,6 +113,7 @@ class OpenvinoInt8Operators(OpenvinoOperators):
     def taken(self, x: str, name: str, mark: str = "") -> str:
         if name in self.recipe.floats:
             return x
+        # behind GELU too: its outputs alone made half of the error
         add, even = self.graph.add, evenness(self.network, self.statistics[name], self.recipe, name)
         if self.recipe.smoothing is not None and not np.all(even == 1):
             x = add("Mul", [x, self.constant(f"{name}.evened", 1 / even)], f"{name}.even{mark}")
@@ -143,18 +143,6 @@ class OpenvinoInt8Operators(OpenvinoOperators):
     def _dequantized(self, name: str, levels_KN: np.ndarray, scale_N: np.ndarray) -> str:
         inputs = [self.graph.weight(f"{name}.int8", levels_KN), self.graph.weight(f"{name}.scale", scale_N)]
         return self.graph.add("DequantizeLinear", inputs, f"{name}.weights", axis=1)
-
-
-def evenness(network: Network, seen: Statistics, recipe: Recipe, name: str) -> np.ndarray:
-    """What each input channel of a product is divided by [K]: reach^a / largest weight^(1 - a), of geometric mean 1. Behind GELU too: its outputs alone
-    made half of the error."""
-    weight, strength = network.weights[f"{name}.weight"], recipe.smoothing
-    if strength is None:
-        return np.ones(len(weight))
-    reach = np.maximum(np.maximum(np.abs(seen.least), np.abs(seen.largest)), 1e-6).astype(np.float64)
-    heaviest = np.maximum(np.abs(weight).max(axis=1), 1e-6).astype(np.float64)
-    even = reach**strength / heaviest ** (1 - strength)
-    return even / np.exp(np.log(even).mean())
 
 
 def columns_of(values: np.ndarray, part: str) -> np.ndarray:

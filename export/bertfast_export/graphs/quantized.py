@@ -115,6 +115,24 @@ def round_weights(weight_KN: np.ndarray, gram_KK: np.ndarray) -> tuple[np.ndarra
     return whole.astype(np.int8), scale_N.astype(np.float32)
 
 
+def round_words(network: Network) -> tuple[np.ndarray, np.ndarray]:
+    """The table of words as int8 [V, D], and a scale for each word [V]."""
+    table_VD = network.weights["embeddings.word"].astype(np.float64)
+    scale_V = np.maximum(np.abs(table_VD).max(axis=1) / 127, np.finfo(np.float32).tiny)
+    return np.clip(np.round(table_VD / scale_V[:, None]), -127, 127).astype(np.int8), scale_V.astype(np.float32)
+
+
+def evenness(network: Network, seen: Statistics, recipe: Recipe, name: str) -> np.ndarray:
+    """What each input channel of a product is divided by [K]: reach^a / largest weight^(1 - a), of geometric mean 1 (SmoothQuant, equation 4)."""
+    weight, strength = network.weights[f"{name}.weight"], recipe.smoothing
+    if strength is None:
+        return np.ones(len(weight))
+    reach = np.maximum(np.maximum(np.abs(seen.least), np.abs(seen.largest)), 1e-6).astype(np.float64)
+    heaviest = np.maximum(np.abs(weight).max(axis=1), 1e-6).astype(np.float64)
+    even = reach**strength / heaviest ** (1 - strength)
+    return even / np.exp(np.log(even).mean())
+
+
 class QuantizedOperators(StreamOperators):
     """The operators of the stream, with products in int8 as a recipe says."""
 
@@ -125,12 +143,8 @@ class QuantizedOperators(StreamOperators):
         self._made: set[str] = set()
 
     def words(self, ids: str) -> str:
-        """Each word's row as int8 with a scale of its own."""
-        table = self.network.weights["embeddings.word"].astype(np.float64)
-        scale_V = np.maximum(np.abs(table).max(axis=1) / 127, np.finfo(np.float32).tiny)
-        levels = np.clip(np.round(table / scale_V[:, None]), -127, 127).astype(np.int8)
-        add = self.graph.add
-        rows = add("Gather", [self.graph.weight("embeddings.word.int8", levels), ids], "embeddings.word_levels")
+        add, (levels_VD, scale_V) = self.graph.add, round_words(self.network)
+        rows = add("Gather", [self.graph.weight("embeddings.word.int8", levels_VD), ids], "embeddings.word_levels")
         scales = add("Gather", [self.constant("embeddings.word.scale", scale_V), ids], "embeddings.word_scales")
         return add("DequantizeLinear", [rows, scales], "embeddings.words", axis=0)
 
@@ -163,15 +177,10 @@ class QuantizedOperators(StreamOperators):
         return self.graph.weight(f"{name}.int8", quantized), self.constant(f"{name}.scale", scale_N), factors
 
     def _evenness(self, name: str) -> np.ndarray:
-        """What each input channel is divided by [K]: reach^a / largest weight^(1 - a), of geometric mean 1. Behind norms alone: what attention gives
-        kept as many answers without (99.9 and 99.8 % on SST-2), and a pass less."""
-        weight, seen, strength = self.network.weights[f"{name}.weight"], self.statistics[name], self.recipe.smoothing
-        if strength is None or not name.endswith(BEHIND_NORMS):
-            return np.ones(len(weight))
-        reach = np.maximum(np.maximum(np.abs(seen.least), np.abs(seen.largest)), 1e-6).astype(np.float64)
-        heaviest = np.maximum(np.abs(weight).max(axis=1), 1e-6).astype(np.float64)
-        even = reach**strength / heaviest ** (1 - strength)
-        return even / np.exp(np.log(even).mean())
+        """`evenness` behind norms alone: what attention gives kept as many answers without (99.9 and 99.8 % on SST-2), and a pass less."""
+        if not name.endswith(BEHIND_NORMS):
+            return np.ones(len(self.network.weights[f"{name}.weight"]))
+        return evenness(self.network, self.statistics[name], self.recipe, name)
 
     def _by_fixed_scale(self, x: str, name: str, made: str, weights: list[str]) -> str:
         """Levels of one scale and zero point, which reach as far as the sample did: values beyond are cut off."""

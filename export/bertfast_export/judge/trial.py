@@ -99,7 +99,7 @@ def _judge_grid(session: Session, cases: list[Case], answers: Answers, verdict: 
         try:
             given = run_cases(session, case.features)
         except Exception as error:  # onnxruntime's errors share no base class
-            verdict.fail(f"{case.name}: onnxruntime cannot run it ({_first_line(error)})", case.features, exact, np.zeros_like(exact))
+            verdict.fail(f"{case.name}: it cannot be run ({_first_line(error)})", case.features, exact, np.zeros_like(exact))
             return
         apart = np.abs(given - exact)
         farthest = np.where(np.isfinite(apart), apart, np.inf).max(axis=1)
@@ -189,7 +189,7 @@ def add_audits(audits: Sequence[Audit], answers: Answers, verdict: Verdict) -> N
     elif verdict.fault is not None:  # a head from random numbers: 0.063 of the spread in int8, and every answer the same
         verdict.fault += (
             f": its weights are the checkpoint's, but the model's own logits differ by {answers.spread:.2g} alone (their standard deviation "
-            "over the grid), too little for a form that rounds; a head that was not trained answers so"
+            "over the grid), too little for how this form rounds and cuts off; a head that was not trained answers so"
         )
 
 

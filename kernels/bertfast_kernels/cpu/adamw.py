@@ -26,7 +26,8 @@ class CpuAdamW(AdamW):
 
     `clip` measures the gradients, and the next step multiplies as it reads them. Copies in bfloat16 that the products keep are written with the
     values. A sparse gradient (of a matrix, in its rows) gives what the dense one would: a row that never had a gradient has moments of 0,
-    so that only its decay is computed. There must be C++ kernels (see `cpu_kernels_fault`).
+    so that only its decay is computed. There must be C++ kernels (see `cpu_kernels_fault`). A step of a parameter that is not float32, or has gaps
+    between its elements, is a ValueError.
     """
 
     add_param_group, zero_grad = _unwrapped(AdamW.add_param_group), _unwrapped(AdamW.zero_grad)
@@ -35,7 +36,7 @@ class CpuAdamW(AdamW):
     def __init__(self, groups: Any, **settings: Any):
         super().__init__(groups, **settings, fused=True)
         self._factor = 1.0
-        self._moved: dict[Tensor, tuple[tuple[int, ...], Tensor]] = {}
+        self._moved: dict[Tensor, tuple[tuple[Tensor, Tensor], tuple[int, int], Tensor]] = {}
 
     def clip(self, max_norm: float) -> float:
         """Have the next step read gradients whose norm together is max_norm, where it is larger (Pascanu et al. 2013); gives their norm."""
@@ -95,6 +96,8 @@ class CpuAdamW(AdamW):
 
     def _describe(self, place: _Parameter, parameter: Tensor, grad: Tensor, state: dict[str, Tensor], half: Tensor | None) -> list[Tensor]:
         mean, square = state["exp_avg"], state["exp_avg_sq"]
+        if any(tensor.dtype != torch.float32 or not tensor.is_contiguous() for tensor in (parameter, mean, square)):
+            raise ValueError(f"a parameter of {list(parameter.shape)} or its state is not float32 without gaps, as CpuAdamW takes them")
         held = [grad]
         place.value, place.mean, place.square, place.half = map(pointer, (parameter, mean, square, half))
         place.columns = parameter.shape[-1] if parameter.dim() else 1
@@ -112,13 +115,14 @@ class CpuAdamW(AdamW):
 
     def _moved_rows(self, parameter: Tensor, mean: Tensor, square: Tensor) -> Tensor:
         """uint8 [rows], 1 where a moment of a row can be other than 0: found once, then kept by the steps."""
-        state = (mean.data_ptr(), square.data_ptr(), mean._version, square._version)
-        kept = self._moved.get(parameter)
-        if kept is None or kept[0] != state:
+        versions, kept = (mean._version, square._version), self._moved.get(parameter)
+        if (
+            kept is None or kept[0][0] is not mean or kept[0][1] is not square or kept[1] != versions
+        ):  # loaded ones may lie where others lay
             moved = torch.empty(len(parameter), dtype=torch.uint8)
             kernels().bertfast_moved(pointer(mean), pointer(square), *parameter.shape, pointer(moved), torch.get_num_threads())
-            kept = self._moved[parameter] = (state, moved)
-        return kept[1]
+            kept = self._moved[parameter] = ((mean, square), versions, moved)
+        return kept[2]
 
 
 class _Parameter(ctypes.Structure):

@@ -58,7 +58,10 @@ def load() -> ctypes.CDLL:
     if compiler is None:
         raise NoLibraryError("there is no C++ compiler (c++ or g++, or what CXX names)")
     openmp = _openmp()
-    file = folder() / f"kernels-{_key(compiler, openmp)}.so"
+    try:
+        file = folder() / f"kernels-{_key(compiler, openmp)}.so"
+    except (OSError, RuntimeError) as error:  # no executable for this machine; a user without a home
+        raise NoLibraryError(f"{compiler} cannot be run, or there is no folder to keep them in ({error})") from error
     if not file.is_file():
         _compile(compiler, openmp, file)
     try:
@@ -144,7 +147,7 @@ _DECLARATIONS = {
     "attention_forward": (None, [_I, _P, _L, _L, _L, _I, _P, _P, _F, _P, _L, _P, _P, _L, _P, _L, _I]),
     "attention_backward": (None, [_I, _P, _L, _L, _L, _I, _P, _P, _F, _P, _L, _P, _P, _L, *[_P] * 4, _L, _I]),
     "squares": (ctypes.c_double, [_P, _P, _L, _I]),
-    "adamw": (None, [_P, _L, _F, _F, _F, _F, _I]),
+    "adamw": (None, [_P, _L, ctypes.c_double, ctypes.c_double, _F, _F, _I]),
     "transpose": (None, [_P, _L, _L, _P, _I]),
     "moved": (None, [_P, _P, _L, _L, _P, _I]),
 }

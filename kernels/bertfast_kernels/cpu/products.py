@@ -6,15 +6,30 @@ A weight is cast once for forward and backward, or not at all where the optimize
 from __future__ import annotations
 
 import weakref
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bertfast_kernels.cpu.build import library
 from bertfast_kernels.dispatch import current_backend
 
 # T rows, I inputs, O outputs
+
+
+class _Copy(NamedTuple):
+    """A parameter's values in bfloat16: when they were those, and whose they are."""
+
+    state: tuple[int, int]
+    half: Tensor
+    owner: weakref.ref
+
+
+# By parameter that was read in bfloat16; None where nobody has left a copy. No attributes of theirs: a parameter is saved with its attributes.
+_COPIES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def takes_half(x: Tensor, weight: Tensor) -> bool:
@@ -33,19 +48,19 @@ def query_and_keys(x_TI: Tensor, rows_B: Tensor, weight: Tensor, bias: Tensor, q
 
 def half_of(weight: Tensor) -> Tensor:
     """A parameter in bfloat16: the copy that an optimizer has left with it, where its values are still those, or a new one."""
-    kept = getattr(weight, "_bfloat16_copy", None)
-    if kept is not None and kept[0] == _state(weight) and kept[2]() is not None:
-        return kept[1]
-    weight._read_in_bfloat16 = True  # type: ignore[attr-defined]  # a tensor takes attributes of anyone's
+    kept = _COPIES.get(weight)
+    if kept is not None and kept.state == _state(weight) and kept.owner() is not None:
+        return kept.half
+    _COPIES.setdefault(weight, None)
     return weight.detach().to(torch.bfloat16)
 
 
 def room_for_half(weight: Tensor) -> Tensor | None:
     """Where an optimizer writes a parameter's next values in bfloat16; None where nobody reads them so."""
-    kept = getattr(weight, "_bfloat16_copy", None)
-    if kept is not None:
-        return kept[1]
-    return torch.empty_like(weight, dtype=torch.bfloat16) if getattr(weight, "_read_in_bfloat16", False) else None
+    if weight not in _COPIES:
+        return None
+    kept = _COPIES[weight]
+    return torch.empty_like(weight, dtype=torch.bfloat16) if kept is None else kept.half
 
 
 def keep_half(weight: Tensor, half: Tensor, owner: object) -> None:
@@ -54,7 +69,7 @@ def keep_half(weight: Tensor, half: Tensor, owner: object) -> None:
     Other changes of a parameter raise its version, which makes the copy void; two do not: a write through `.data`, and torch's own fused AdamW.
     """
     torch.autograd.graph.increment_version(half)
-    weight._bfloat16_copy = (_state(weight), half, weakref.ref(owner))  # type: ignore[attr-defined]
+    _COPIES[weight] = _Copy(_state(weight), half, weakref.ref(owner))
 
 
 def _state(weight: Tensor) -> tuple[int, int]:
@@ -69,6 +84,7 @@ class _Linear(torch.autograd.Function):
         return F.linear(x, half, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
+    @once_differentiable  # else a gradient of gradients would lack this op's share without a word
     def backward(ctx, dy):
         x, half = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
@@ -87,6 +103,7 @@ class _QueryAndKeys(torch.autograd.Function):
         return F.linear(chosen, half[:queries], bias[:queries]), F.linear(x, half[queries:], bias[queries:])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dq, dkv):
         x, rows, chosen, half = ctx.saved_tensors
         dx = (dkv @ half[ctx.queries :]).index_add_(0, rows, dq @ half[: ctx.queries])

@@ -6,6 +6,7 @@ import ctypes
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bertfast_kernels.cpu.calls import blocks, is_half, kernels, plain, pointer
 from bertfast_kernels.dropout import Dropout, row_mask
@@ -47,6 +48,7 @@ class _Norm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable  # else a gradient of gradients would lack this op's share without a word
     def backward(ctx, dy):
         z, weight, mean, rstd, keep = ctx.saved_tensors
         dy, of_columns = dy.contiguous(), plain(weight)
@@ -74,6 +76,7 @@ class _Gelu(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         x, bias = ctx.saved_tensors
         dy, dx, of_columns = dy.contiguous(), torch.empty_like(x), plain(bias)
@@ -105,6 +108,7 @@ class _Embedding(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         *ids, word, segment, position, weight, statistics, keep = ctx.saved_tensors
         tables, dy = (word, segment, position), dy.contiguous()

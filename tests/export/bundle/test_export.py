@@ -22,6 +22,7 @@ from bertfast.cli.entry import main  # noqa: E402
 from bertfast.errors import BertfastError, CheckpointError, ConfigError, ExportError, VerificationError  # noqa: E402
 from bertfast_export import runtime  # noqa: E402
 from bertfast_export.bundle.export import export_bundle, fused_graph  # noqa: E402
+from bertfast_export.bundle.int8_search import STARTS  # noqa: E402
 from bertfast_export.bundle.verify import verify_bundle  # noqa: E402
 from bertfast_export.contract import Options  # noqa: E402
 from bertfast_export.judge.audit import hash_of  # noqa: E402
@@ -88,14 +89,19 @@ def test_the_record(made):
     for name in FILES[:2]:
         assert record["verdicts"][name]["grid"]["largest_logit_difference"] <= 5e-5
         assert record["verdicts"][name]["data"]["dev"]["agreement"] == 1.0
-    assert record["int8_search"]["tried"][-1]["agreement"] >= 0.99
+    tried = record["int8_search"]["tried"]
+    assert [trial["recipe"] for trial in tried] == [recipe.name for recipe in STARTS] and all(trial["agreement"] >= 0.99 for trial in tried)
+    taken = next(trial for trial in tried if record["int8_search"]["outcome"].startswith(f"{trial['recipe']}: "))
+    assert taken["fault"] is None and "fixed" not in taken["recipe"]  # scales of 60 texts cut off what the grid reaches
     page = (made / "bundle" / "verification.md").read_text()
     assert record["runtimes"].keys() == set(FILES) and all(f"{name} is for {whom}." in page for name, whom in record["runtimes"].items())
     assert "INFERENCE_PRECISION_HINT=f32" in record["runtimes"]["model.onnx"]
     assert all(name in page for name in FILES) and record["files"]["model.onnx"] in page
     lines = page.splitlines()
     begin = next(place for place, line in enumerate(lines) if line.startswith("| recipe |"))
-    assert {line.count("|") for line in lines[begin : begin + 2 + len(record["int8_search"]["tried"])]} == {6}
+    assert {line.count("|") for line in lines[begin : begin + 2 + len(tried)]} == {6}
+    shown = lines[begin + 2 : begin + 2 + len(tried)]
+    assert [", out of budget |" in line for line in shown] == [trial["fault"] is not None for trial in tried]
 
 
 def test_transformers_reads_config_and_tokenizer(made):

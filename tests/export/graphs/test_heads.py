@@ -22,7 +22,7 @@ from bertfast.packing.batch import PackedBatch  # noqa: E402
 from bertfast_export.bundle.export import export_bundle  # noqa: E402
 from bertfast_export.bundle.source import Candidate  # noqa: E402
 from bertfast_export.bundle.verify import verify_bundle  # noqa: E402
-from bertfast_export.contract import Options  # noqa: E402
+from bertfast_export.contract import VARIANTS, Options  # noqa: E402
 from bertfast_export.graphs.fused import fused_graph  # noqa: E402
 from bertfast_export.graphs.network import portable_graph  # noqa: E402
 from bertfast_export.graphs.operators import Network  # noqa: E402
@@ -106,10 +106,12 @@ def test_a_bundle_holds_the_float32_files_and_says_what_it_has_not(tmp_path):
     folder = write_head(tmp_path, HeadConfig(layers=(-1, -2), pooling="mean_max", hidden_sizes=(8,)))
     data, bundle, said = write_data(tmp_path / "dev.tsv"), tmp_path / "bundle", []
     config = write_config(tmp_path, data, folder)
-    assert main(["export", "cpu", str(folder), "--output", str(bundle), "--config", str(config), "--packed"]) == 0
+    variants = ",".join((*VARIANTS, "openvino"))
+    arguments = ["export", "cpu", str(folder), "--output", str(bundle), "--config", str(config), "--packed", "--variants", variants]
+    assert main(arguments) == 0
     record = json.loads((bundle / "verification.json").read_text())
     assert set(record["verdicts"]) == {"model.onnx", "model_optimized.onnx", "model_packed_cpu.onnx"}
-    assert set(record["skipped"]) == {"model_fp16.onnx", "model_quantized.onnx", "model_packed.onnx"}
+    assert set(record["skipped"]) == {"model_fp16.onnx", "model_quantized.onnx", "model_packed.onnx", "openvino/openvino_model.xml"}
     assert all(verdict["passed"] and verdict["data"]["dev"]["agreement"] == 1 for verdict in record["verdicts"].values())
     assert "model_fp16.onnx: not written; a head of bertfast's own is written in float32 alone." in (bundle / "verification.md").read_text()
     verify_bundle(str(bundle), str(folder), say=said.append)

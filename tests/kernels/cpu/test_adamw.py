@@ -16,10 +16,10 @@ pytestmark = needs_cpp
 SHAPES = ((300, 37), (13,), (40, 1152), ())
 
 
-def build(make, dtype, **settings):
+def build(make, dtype, betas=(0.8, 0.95), **settings):
     values = [torch.nn.Parameter(value.to(dtype)) for value in draw(*SHAPES)]
     groups = [{"params": [values[0], values[2]], "weight_decay": 0.1}, {"params": [values[1], values[3]], "weight_decay": 0.0, "lr": 3e-3}]
-    return values, make(groups, lr=1e-2, betas=(0.8, 0.95), eps=1e-6, **settings)
+    return values, make(groups, lr=1e-2, betas=betas, eps=1e-6, **settings)
 
 
 def gradients(step):
@@ -31,10 +31,11 @@ def gradients(step):
     return grads, halves
 
 
+@pytest.mark.parametrize("betas", [(0.8, 0.95), (0.9, 0.999)])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_twenty_steps_follow_torch_in_float64(sparse):
-    theirs, reference = build(torch.optim.AdamW, torch.float64)
-    ours, optimizer = build(CpuAdamW, torch.float32)
+def test_twenty_steps_follow_torch_in_float64(sparse, betas):
+    theirs, reference = build(torch.optim.AdamW, torch.float64, betas)
+    ours, optimizer = build(CpuAdamW, torch.float32, betas)
     half_of(ours[2])
     for step in range(20):
         grads, halves = gradients(step)
@@ -49,7 +50,7 @@ def test_twenty_steps_follow_torch_in_float64(sparse):
         reference.step()
         optimizer.step()
         if step == 10:  # through a checkpoint, and to torch's own and back
-            fused = build(torch.optim.AdamW, torch.float32, fused=True)[1]
+            fused = build(torch.optim.AdamW, torch.float32, betas, fused=True)[1]
             fused.load_state_dict(optimizer.state_dict())
             optimizer.load_state_dict(fused.state_dict())
     for parameter, truth in zip(ours, theirs, strict=True):
@@ -89,3 +90,29 @@ def test_torchs_compiler_is_not_imported():
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
     answer = subprocess.run([sys.executable, "-c", code], env={**os.environ, **paths}, capture_output=True, text=True, check=True).stdout
     assert answer.split() == ["False", "None"]
+
+
+def test_moments_that_take_the_place_of_others_are_looked_at():
+    """Loaded ones may lie at the address of those that were there."""
+    weight = torch.nn.Parameter(torch.zeros(3, 4))
+    optimizer = CpuAdamW([weight], lr=0.1)
+
+    def step():
+        weight.grad = torch.sparse_coo_tensor([[0]], torch.ones(1, 4), (3, 4), check_invariants=True)
+        optimizer.step()
+
+    step()
+    before, state = weight[2].clone(), optimizer.state[weight]
+    for name in ("exp_avg", "exp_avg_sq"):
+        state[name].numpy()[2] = 1
+        state[name] = torch.from_numpy(state[name].numpy())
+    step()
+    assert not torch.equal(weight[2], before)
+
+
+@pytest.mark.parametrize("values", [torch.zeros(4, 3).t(), torch.zeros(3, 4, dtype=torch.float64)], ids=["gaps", "float64"])
+def test_what_it_cannot_read_is_refused(values):
+    weight = torch.nn.Parameter(values)
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(ValueError, match=r"a parameter of \[3, 4\] or its state is not float32 without gaps"):
+        CpuAdamW([weight], lr=0.1).step()

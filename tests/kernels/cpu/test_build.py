@@ -51,6 +51,7 @@ def test_another_cpu_compiler_or_source_gives_another_name(monkeypatch):
     [
         pytest.param(None, r"there is no C\+\+ compiler", id="none"),
         pytest.param("#!/bin/sh\necho 'kernels.cpp:1: error: unknown type' >&2\nexit 1\n", "cannot compile them", id="one-that-fails"),
+        pytest.param("of another machine", "cannot be run", id="one-that-cannot-be-run"),
     ],
 )
 def test_without_a_compiler_the_reason_is_said(place, tmp_path, monkeypatch, compiler, said):
@@ -64,6 +65,17 @@ def test_without_a_compiler_the_reason_is_said(place, tmp_path, monkeypatch, com
     with pytest.raises(build.NoLibraryError, match=said):
         build.load()
     assert not place.exists() or not list(place.iterdir())
+
+
+@needs_cpp
+def test_without_a_home_the_reason_is_said(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(build.Path, "home", no_home)
+    with pytest.raises(build.NoLibraryError, match=r"no folder to keep them in \(Could not determine home directory\.\)"):
+        build.load()
 
 
 def test_without_a_library_the_twins_answer(monkeypatch):

@@ -1,5 +1,8 @@
 """Linear layers of bfloat16 rows and float32 parameters: their gradients, and the copies of weights."""
 
+import io
+import pickle
+
 import pytest
 import torch
 
@@ -61,3 +64,18 @@ def test_a_copy_serves_until_its_weight_or_its_optimizer_is_another():
     del optimizer
     torch.optim.AdamW([weight], lr=0.5, fused=True).step()  # which leaves the version as it was
     assert torch.equal(half_of(weight), weight.bfloat16())
+
+
+@needs_cpp
+def test_a_parameter_is_saved_without_its_copy():
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = CpuAdamW([weight], lr=0.5)
+    half_of(weight)
+    weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    assert half_of(weight) is half_of(weight)
+    torch.save(weight, saved := io.BytesIO())
+    saved.seek(0)
+    for other in (pickle.loads(pickle.dumps(weight)), torch.load(saved)):
+        assert torch.equal(other, weight) and torch.equal(half_of(other), weight.bfloat16())
+        assert half_of(other) is not half_of(weight)

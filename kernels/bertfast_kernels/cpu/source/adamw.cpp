@@ -36,8 +36,9 @@ static long cut(const Parameter* parameters, long n, Piece* pieces) {
     return number;
 }
 
+// rest1, rest2: 1 - beta1 and 1 - beta2, taken in double: in float32 1 - 0.999 is off by 5e-5 of itself.
 struct Rule {
-    float beta1, beta2, eps, clip;
+    float rest1, beta2, rest2, eps, clip;
 };
 
 // `grad` is null where the gradient is 0.
@@ -47,8 +48,8 @@ static void update(const Parameter& p, const Rule& rule, long at, const float* g
         long n = least(LANES, count - j);
         vec g = grad ? load(grad + j, n) * rule.clip : (vec){}, w = load(p.value + at + j, n) * shrink;
         vec m = load(p.mean + at + j, n), s = load(p.square + at + j, n);
-        m += (1.0f - rule.beta1) * (g - m);
-        s = rule.beta2 * s + (1.0f - rule.beta2) * g * g;
+        m += rule.rest1 * (g - m);
+        s = rule.beta2 * s + rule.rest2 * g * g;
         vec square_root;
         for (int i = 0; i < LANES; i++) square_root[i] = __builtin_sqrtf(s[i]);
         w -= size * m / (square_root * root + rule.eps);
@@ -103,8 +104,8 @@ double bertfast_squares(const float* const* arrays, const long* counts, long n, 
     return total;
 }
 
-void bertfast_adamw(const Parameter* parameters, long n, float beta1, float beta2, float eps, float clip, int threads) {
-    Rule rule = {beta1, beta2, eps, clip};
+void bertfast_adamw(const Parameter* parameters, long n, double beta1, double beta2, float eps, float clip, int threads) {
+    Rule rule = {(float)(1 - beta1), (float)beta2, (float)(1 - beta2), eps, clip};
     long number = cut(parameters, n, nullptr);
     Piece* pieces = (Piece*)malloc((number + 1) * sizeof(Piece));
     cut(parameters, n, pieces);

@@ -1,10 +1,12 @@
 """Steps without DeepSpeed's loops, under Triton's interpreter: the optimizer against torch's, recorded steps against plain ones, and who takes them."""
 
+import shutil
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from bertfast.config.load import load_config
@@ -17,6 +19,7 @@ from bertfast.model.losses import loss_sum
 from bertfast_kernels import GpuAdamW, LossScale, use_backend
 from tests.engine.test_cuda_graphs import batch_of
 from tests.model.test_bert import bert_config
+from tests.support.runs import losses, need_deepspeed, write_task
 from tests.support.triton_cases import needs_triton
 
 pytestmark = needs_triton
@@ -309,3 +312,56 @@ def test_who_takes_whole_steps(changes, taken):
     resolved = resolve_deepspeed(given, BatchSizes(32, 32, 1, 1), 10, "cuda", 16)
     if taken:
         assert resolved["zero_optimization"]["stage"] == 0 and "fp16" not in resolved and "bf16" not in resolved
+
+
+# ------------------------------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.mark.parametrize("micro_steps", [1, 2])
+def test_a_run_follows_that_of_DeepSpeed_and_resumes_exactly(micro_steps, tmp_path, monkeypatch):
+    """The trainer's own loop in bf16, on a CPU that is told to step as a lone GPU does; then again from a checkpoint in the midst of it."""
+    need_deepspeed()
+    from bertfast.config import resolve
+    from bertfast.engine import build
+    from bertfast.training.trainer import Trainer
+
+    config = write_task(tmp_path)
+    config |= {
+        "gradient_clipping": 0.1,
+        "zero_optimization": {"stage": 1},
+        "bf16": {"enabled": True},
+        "gradient_accumulation_steps": micro_steps,
+    }
+    config["bertfast"]["run"] |= {"epochs": 2, "packing_invariant_dropout": True, "save_steps": 4, "keep_checkpoints": 10}
+    config["bertfast"].pop("eval_input")
+
+    def cut(optimizer):
+        """Copies as Triton's interpreter writes them: it cuts float32 to bfloat16, where a GPU rounds to nearest, as torch does."""
+        for parameter, copy in optimizer.copies.items():
+            copy.data.copy_((parameter.detach().view(torch.int32) >> 16 << 16).view(torch.float32))
+
+    monkeypatch.setattr(GpuAdamW, "refresh", cut)
+
+    def fit(name, resume=False):
+        config["bertfast"]["run"]["model_dir"] = str(tmp_path / name)
+        return Trainer(load_config(config), device="cpu", resume=resume).fit()["training"]
+
+    fit("theirs")
+    for module in (resolve, build):
+        monkeypatch.setattr(module, "takes_whole_steps", lambda *_: True)
+        monkeypatch.setattr(resolve, "is_lone_cpu", lambda *_: False)
+    result = fit("ours")
+    assert result["zero_stage"] == 0 and result["precision"] == "bf16"
+    truth, found = losses(tmp_path, "theirs"), losses(tmp_path, "ours")
+    assert truth.keys() == found.keys() and len(truth) >= 8
+    assert max(abs(found[step] - truth[step]) for step in truth) < 2e-2
+    weights = load_file(tmp_path / "ours" / "model" / "model.safetensors")
+    shutil.copytree(tmp_path / "ours", tmp_path / "again")
+    for name in ("results.json", "model", "log.jsonl"):
+        shutil.rmtree(tmp_path / "again" / name) if name == "model" else (tmp_path / "again" / name).unlink()
+    for folder in (tmp_path / "again" / "checkpoints").iterdir():
+        if folder.is_dir() and not folder.name.endswith("4"):
+            shutil.rmtree(folder)
+    fit("again", resume=True)
+    again = load_file(tmp_path / "again" / "model" / "model.safetensors")
+    assert weights.keys() == again.keys() and not [name for name in weights if not torch.equal(weights[name], again[name])]

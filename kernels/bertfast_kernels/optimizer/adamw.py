@@ -180,7 +180,7 @@ class GpuAdamW(AdamW):
     """torch's AdamW for float32 parameters on a GPU, which reads gradients that came in 16 bits and leaves a copy of every parameter in 16 bits.
 
     `copies` are leaves: the gradients are theirs. `take_step` takes them; `step` is torch's, by the parameters' own `grad`. The state is torch's, save
-    that one number of steps serves all parameters, and that state_dict() has the loss scale's besides. It runs under Triton's interpreter, too.
+    that one number of steps serves all parameters, and that state_dict() has the loss scale's and the betas' powers besides. It runs under Triton's interpreter, too.
 
     groups, settings: as AdamW's; all groups have the same betas and eps. dtype: of the copies, bfloat16 or float16. max_norm: gradients are clipped to it; 0 is not
     at all. loss_scale: how the losses are multiplied, None for bfloat16. corrects: whether the moments are corrected for their start at 0.
@@ -301,11 +301,11 @@ class GpuAdamW(AdamW):
     def state_dict(self) -> dict[str, Any]:
         for state in self.state.values():
             state["step"] = self._steps[0].detach().cpu().clone()
-        return {**super().state_dict(), "loss_scale": self._scaler.tolist()}
+        return {**super().state_dict(), "loss_scale": self._scaler.tolist(), "powers": self._powers.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state_dict = dict(state_dict)
-        scaler = state_dict.pop("loss_scale", None)
+        scaler, powers = state_dict.pop("loss_scale", None), state_dict.pop("powers", None)
         kept = {parameter: (state["exp_avg"], state["exp_avg_sq"]) for parameter, state in self.state.items()}
         super().load_state_dict(state_dict)
         steps = {float(state["step"]) for state in self.state.values()}
@@ -314,7 +314,8 @@ class GpuAdamW(AdamW):
         (count,) = steps
         beta1, beta2 = self.param_groups[0]["betas"]
         self._steps.fill_(count)
-        self._powers.copy_(torch.tensor([beta1**count, beta2**count, beta1, beta2], dtype=torch.float64))
+        # Multiplied step by step they have other last bits than a power.
+        self._powers.copy_(torch.tensor([*(powers or [beta1**count, beta2**count])[:2], beta1, beta2], dtype=torch.float64))
         if scaler is not None:
             self._scaler.copy_(torch.tensor(scaler))
         for parameter, (mean, square) in kept.items():  # where they were: a recorded step knows them by their addresses

@@ -166,7 +166,7 @@ def _distinct(shapes: Sequence[EncoderShape], target: Target) -> list[tuple[Enco
 
 def _compile_one(shape: EncoderShape, target: Target, index: int) -> CompiledKernel:
     launch = _launches_on(shape, target)[index]
-    constexprs = {name: value for name, value in launch.options.items() if name not in ("num_warps", "num_stages")}
+    constexprs = {name: value for name, value in launch.options.items() if name not in ("num_warps", "num_stages", "maxnreg")}
     floats = [arg.dtype for arg in launch.args if isinstance(arg, torch.Tensor) and arg.is_floating_point()]
     dtype = min(floats, key=lambda dtype: dtype.itemsize)
     row = CompiledKernel(

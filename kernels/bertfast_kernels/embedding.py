@@ -305,6 +305,7 @@ def _dense(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx, inputs, output):
+    ctx.set_materialize_grads(False)  # nobody reads the gradient of the statistics: no zeros are made for it
     *tensors, _bias, _eps, ctx.p, ctx.site, key, example_ids, place_ids = inputs
     ctx.save_for_backward(*tensors, output[1], output[2], key, example_ids, place_ids)
 

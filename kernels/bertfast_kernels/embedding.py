@@ -22,9 +22,9 @@ from bertfast_kernels import reference, tiling
 from bertfast_kernels.cpu import CPP_DTYPES, takes_cpp
 from bertfast_kernels.cpu import rows as cpp
 from bertfast_kernels.dispatch import takes_triton
-from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.layer_norm import parameter_tile, piece_columns, row_gradient_means, row_statistics
 from bertfast_kernels.primitives.lazy_triton import Launch, jit, launch, multiprocessors, record_launches, tl
+from bertfast_kernels.primitives.masks import Dropout
 from bertfast_kernels.primitives.partials import sum_partials
 from bertfast_kernels.primitives.philox import dropout_numbers, keep_tile, load_key
 

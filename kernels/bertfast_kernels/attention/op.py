@@ -30,8 +30,8 @@ from bertfast_kernels.attention.short import short_backward, short_forward
 from bertfast_kernels.cpu import attention as cpp
 from bertfast_kernels.cpu import takes_cpp
 from bertfast_kernels.dispatch import takes_triton
-from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.primitives.lazy_triton import Launch, launch, record_launches
+from bertfast_kernels.primitives.masks import Dropout
 from bertfast_kernels.primitives.philox import dropout_numbers
 from bertfast_kernels.tiling import cdiv
 

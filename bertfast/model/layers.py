@@ -14,7 +14,7 @@ from bertfast_kernels import Dropout, dropped, linear
 
 
 class RandomBits(NamedTuple):
-    """Where the dropout of one forward pass comes from: a key, int64 [2] of (seed, step), or a numpy stream (see bertfast_kernels.dropout)."""
+    """Where the dropout of one forward pass comes from: a key, int64 [2] of (seed, step), or a numpy stream (see bertfast_kernels.primitives.masks)."""
 
     key: torch.Tensor | None = None
     stream: np.random.Generator | None = None

@@ -9,7 +9,6 @@ from .cpu import CpuAdamW as CpuAdamW
 from .cpu import cpu_kernels_fault as cpu_kernels_fault
 from .cross_entropy import cross_entropy as cross_entropy
 from .dispatch import use_backend as use_backend
-from .dropout import Dropout as Dropout
 from .dropout import dropped as dropped
 from .embedding import embedding_layer_norm as embedding_layer_norm
 from .gelu import bias_gelu as bias_gelu
@@ -19,4 +18,5 @@ from .linear import query_and_keys as query_and_keys
 from .optimizer import GpuAdamW as GpuAdamW
 from .optimizer import LossScale as LossScale
 from .primitives.lazy_triton import HAS_TRITON as HAS_TRITON
+from .primitives.masks import Dropout as Dropout
 from .shapes import EncoderShape as EncoderShape

@@ -22,13 +22,14 @@ import torch
 
 from bertfast_kernels.attention.op import variants as attention_variants
 from bertfast_kernels.cross_entropy import variants as cross_entropy_variants
+from bertfast_kernels.dropout import variants as dropout_variants
 from bertfast_kernels.embedding import variants as embedding_variants
 from bertfast_kernels.gelu import variants as gelu_variants
 from bertfast_kernels.layer_norm import variants as layer_norm_variants
 from bertfast_kernels.primitives.lazy_triton import HAS_TRITON, Launch, is_interpreting, jitted, load_triton
 from bertfast_kernels.shapes import EncoderShape
 
-VARIANTS = (embedding_variants, attention_variants, layer_norm_variants, gelu_variants, cross_entropy_variants)
+VARIANTS = (embedding_variants, attention_variants, layer_norm_variants, gelu_variants, dropout_variants, cross_entropy_variants)
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _distinct(shapes: Sequence[EncoderShape], target: Target) -> list[tuple[Enco
 
 def _compile_one(shape: EncoderShape, target: Target, index: int) -> CompiledKernel:
     launch = _launches_on(shape, target)[index]
-    constexprs = {name: value for name, value in launch.options.items() if name not in ("num_warps", "num_stages")}
+    constexprs = {name: value for name, value in launch.options.items() if name not in ("num_warps", "num_stages", "maxnreg")}
     floats = [arg.dtype for arg in launch.args if isinstance(arg, torch.Tensor) and arg.is_floating_point()]
     dtype = min(floats, key=lambda dtype: dtype.itemsize)
     row = CompiledKernel(

@@ -145,6 +145,7 @@ def _(grad, logits, labels, stats, ignore_index):
 def _setup_context(ctx, inputs, output):
     logits, labels, ctx.ignore_index = inputs
     ctx.save_for_backward(logits, labels, output[1])
+    ctx.set_materialize_grads(False)  # nobody reads the gradient of the statistics: no zeros are made for it
 
 
 def _autograd(ctx, dloss, _dstats):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.primitives.lazy_triton import HAS_TRITON, is_interpreting
+from bertfast_kernels.primitives.masks import Dropout
 
 BACKENDS = ("torch", "triton")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -22,9 +22,9 @@ from bertfast_kernels import reference, tiling
 from bertfast_kernels.cpu import CPP_DTYPES, takes_cpp
 from bertfast_kernels.cpu import rows as cpp
 from bertfast_kernels.dispatch import takes_triton
-from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.layer_norm import parameter_tile, piece_columns, row_gradient_means, row_statistics
 from bertfast_kernels.primitives.lazy_triton import Launch, jit, launch, multiprocessors, record_launches, tl
+from bertfast_kernels.primitives.masks import Dropout
 from bertfast_kernels.primitives.partials import sum_partials
 from bertfast_kernels.primitives.philox import dropout_numbers, keep_tile, load_key
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from bertfast_kernels.shapes import EncoderShape
 
 # T tokens, D hidden, V vocabulary, S segments, P positions, R = V + S + P table rows; in a kernel: ROWS tokens, each in PIECES pieces of WIDTH columns
-
-_CHUNK = 128  # sorted places that one program may add up: long enough that few rows cross, short enough that none keeps the others waiting
 
 
 @jit
@@ -85,7 +83,7 @@ def _embedding_backward_kernel(
     dy_ptr, input_ptr, segment_id_ptr, position_id_ptr, word_ptr, segment_ptr, position_ptr, weight_ptr, mean_ptr, rstd_ptr,
     key_ptr, example_ptr, place_ptr, de_ptr, partial_ptr, n_rows, site, threshold, scale,
     V: tl.constexpr, S: tl.constexpr, P: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr,
-    VECTOR: tl.constexpr, DROPOUT: tl.constexpr,
+    VECTOR: tl.constexpr, DROPOUT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     zeros = ()
     for _ in tl.static_range(PIECES):
@@ -93,7 +91,7 @@ def _embedding_backward_kernel(
     dweight, dbias = zeros, zeros
     if DROPOUT:
         seed, step = load_key(key_ptr)
-    for first in range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS):
+    for first in tl.range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)
         row_mask = row < n_rows
         start = row[:, None].to(tl.int64) * D
@@ -229,13 +227,13 @@ def _launch_backward(
     launch(
         _embedding_backward_kernel, (programs,),
         dy_TD, *ids, *tables, weight_D, mean_T, rstd_T, key, example_ids_T, place_ids_T, de_TD, partial_P2D, n_rows, site, threshold, scale,
-        **_constants(tables, tile, p), num_warps=tile.num_warps,
+        **_constants(tables, tile, p), STAGES=tile.num_stages, **tile.options(),
     )  # fmt: skip
     _sum_into_tables(de_TD, ids, tables, dtables_RD)
     return dtables_RD, sum_partials(partial_P2D, weight_D.dtype)
 
 
-def _constants(tables: tuple[Tensor, ...], tile: tiling.RowTile, p: float) -> dict[str, int | bool]:
+def _constants(tables: tuple[Tensor, ...], tile: tiling.RowTile | tiling.WalkTile, p: float) -> dict[str, int | bool]:
     sizes = dict(zip("VSP", (table.shape[0] for table in tables), strict=True))
     vector = tiling.vector_columns(tables[0].element_size())
     return {
@@ -251,19 +249,22 @@ def _constants(tables: tuple[Tensor, ...], tile: tiling.RowTile, p: float) -> di
 
 def _sum_into_tables(de_TD: Tensor, ids: tuple[Tensor, ...], tables: tuple[Tensor, ...], dtables_RD: Tensor) -> None:
     """dtables[r] = the sum of de over the tokens that read table row r; rows that none read stay 0."""
-    n_rows, columns = de_TD.shape
     first_segment = tables[0].shape[0]
     first_position = first_segment + tables[1].shape[0]
     table_rows = torch.cat((ids[0], ids[1] + first_segment, ids[2] + first_position))
-    sorted_rows, order = torch.sort(table_rows, stable=True)
+    _launch_sums(*torch.sort(table_rows, stable=True), de_TD, dtables_RD)
+
+
+def _launch_sums(sorted_rows: Tensor, order: Tensor, de_TD: Tensor, dtables_RD: Tensor, tile: tiling.SumTile | None = None) -> None:
+    """dtables[r] = the sum of de over the places where sorted_rows is r; order: int64 [3 T], each place's token and a multiple of T. tile: another than
+    tiling's."""
+    n_rows, columns = de_TD.shape
     places = 3 * n_rows
-    chunks = tiling.cdiv(places, _CHUNK)
-    partial_C2D = de_TD.new_empty(
-        (chunks, 2, columns), dtype=torch.float32
-    )  # of each chunk: the run that came into it, the run that leaves it
-    tile = tiling.embedding_sum_tile(columns)
+    tile = tile or tiling.embedding_sum_tile(columns)
+    chunks = tiling.cdiv(places, tile.chunk)
+    partial_C2D = de_TD.new_empty((chunks, 2, columns), dtype=torch.float32)  # of each: the run that came into it, the run that leaves it
     blocks = tiling.cdiv(columns, tile.columns)
-    constants = {"TABLE_ROWS": dtables_RD.shape[0], "D": columns, "CHUNK": _CHUNK, "ROWS": tile.rows, "WIDTH": tile.columns}
+    constants = {"TABLE_ROWS": dtables_RD.shape[0], "D": columns, "CHUNK": tile.chunk, "ROWS": tile.rows, "WIDTH": tile.columns}
     args = (sorted_rows, order, de_TD, dtables_RD, partial_C2D, places, n_rows)
     launch(_embedding_sum_kernel, (places, blocks), *args, **constants, num_warps=tile.num_warps)
     launch(_embedding_join_kernel, (chunks, blocks), sorted_rows, dtables_RD, partial_C2D, places, **constants, num_warps=tile.num_warps)
@@ -304,6 +305,7 @@ def _dense(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx, inputs, output):
+    ctx.set_materialize_grads(False)  # nobody reads the gradient of the statistics: no zeros are made for it
     *tensors, _bias, _eps, ctx.p, ctx.site, key, example_ids, place_ids = inputs
     ctx.save_for_backward(*tensors, output[1], output[2], key, example_ids, place_ids)
 

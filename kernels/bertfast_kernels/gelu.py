@@ -96,15 +96,16 @@ def _bias_gelu_forward_kernel(x_ptr, bias_ptr, y_ptr, n_rows, F: tl.constexpr, R
 
 @jit(do_not_specialize=["n_rows"])
 def _bias_gelu_backward_kernel(
-    dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, n_rows, F: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, TANH: tl.constexpr
-):
+    dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, n_rows, F: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, TANH: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
     column_blocks: tl.constexpr = (F + WIDTH - 1) // WIDTH
     first = tl.program_id(0) // column_blocks
     walkers = tl.num_programs(0) // column_blocks
     column = (tl.program_id(0) % column_blocks) * WIDTH + tl.arange(0, WIDTH)
     bias = tl.load(bias_ptr + column, mask=column < F, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros([WIDTH], tl.float32)
-    for start in range(first * ROWS, n_rows, walkers * ROWS):
+    for start in tl.range(first * ROWS, n_rows, walkers * ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
         mask = (row < n_rows)[:, None] & (column < F)[None, :]
         offset = row[:, None].to(tl.int64) * F + column[None, :]
@@ -127,18 +128,20 @@ def _launch_forward(x_TF: Tensor, bias_F: Tensor, approximate: str) -> Tensor:
     return y_TF
 
 
-def _launch_backward(dy_TF: Tensor, x_TF: Tensor, bias_F: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
-    """(dx [T, F], dbias [F])."""
+def _launch_backward(
+    dy_TF: Tensor, x_TF: Tensor, bias_F: Tensor, approximate: str, tile: tiling.WalkTile | None = None
+) -> tuple[Tensor, Tensor]:
+    """(dx [T, F], dbias [F]). tile: another than tiling's."""
     n_rows, columns = x_TF.shape
     dx_TF = torch.empty_like(x_TF)
     if n_rows == 0:
         return dx_TF, torch.zeros_like(bias_F)
-    tile = tiling.block_tile(columns)
+    tile = tile or tiling.block_grad_tile(columns)
     walkers = tiling.walking_blocks(n_rows, columns, tile, multiprocessors(x_TF.device))
     partial_P1F = x_TF.new_empty((walkers, 1, columns), dtype=torch.float32)
     grid = (walkers * tiling.cdiv(columns, tile.columns),)
-    constants = {"F": columns, "ROWS": tile.rows, "WIDTH": tile.columns, "TANH": approximate == "tanh"}
-    launch(_bias_gelu_backward_kernel, grid, dy_TF, x_TF, bias_F, dx_TF, partial_P1F, n_rows, **constants, num_warps=tile.num_warps)
+    constants = {"F": columns, "ROWS": tile.rows, "WIDTH": tile.columns, "TANH": approximate == "tanh", "STAGES": tile.num_stages}
+    launch(_bias_gelu_backward_kernel, grid, dy_TF, x_TF, bias_F, dx_TF, partial_P1F, n_rows, **constants, **tile.options())
     return dx_TF, sum_partials(partial_P1F, bias_F.dtype).view(columns)
 
 

@@ -22,8 +22,8 @@ from bertfast_kernels import reference, tiling
 from bertfast_kernels.cpu import rows as cpp
 from bertfast_kernels.cpu import takes_cpp
 from bertfast_kernels.dispatch import takes_triton
-from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.primitives.lazy_triton import Launch, jit, launch, multiprocessors, record_launches, tl
+from bertfast_kernels.primitives.masks import Dropout
 from bertfast_kernels.primitives.partials import sum_partials
 from bertfast_kernels.primitives.philox import dropout_numbers, keep_tile, load_key
 
@@ -121,6 +121,7 @@ def _layer_norm_backward_kernel(
     dy_ptr, x_ptr, x_bias_ptr, residual_ptr, weight_ptr, mean_ptr, rstd_ptr, key_ptr, example_ptr, position_ptr, dz_ptr, dx_ptr, partial_ptr,
     n_rows, site, threshold, scale,
     D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr, VECTOR: tl.constexpr, DROPOUT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     zeros = ()
     for _ in tl.static_range(PIECES):
@@ -128,7 +129,7 @@ def _layer_norm_backward_kernel(
     dx_bias, dweight, dbias = zeros, zeros, zeros
     if DROPOUT:
         seed, step = load_key(key_ptr)
-    for first in range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS):
+    for first in tl.range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)
         row_mask = row < n_rows
         start = row[:, None].to(tl.int64) * D
@@ -198,23 +199,23 @@ def _launch_forward(
 
 def _launch_backward(
     dy_TD: Tensor, x_TD: Tensor, x_bias_D: Tensor, residual_TD: Tensor, weight_D: Tensor, mean_T: Tensor, rstd_T: Tensor, p: float, site: int,
-    key: Tensor | None, example_ids_T: Tensor | None, position_ids_T: Tensor | None,
+    key: Tensor | None, example_ids_T: Tensor | None, position_ids_T: Tensor | None, tile: tiling.WalkTile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dresidual, dx or an empty tensor where p is 0, float32 [3, D]: dx_bias, dweight, dbias)."""
+    """(dresidual, dx or an empty tensor where p is 0, [3, D]: dx_bias, dweight, dbias). tile: another than tiling's."""
     n_rows, columns = x_TD.shape
     dz_TD = torch.empty_like(x_TD)
     dx_TD = torch.empty_like(x_TD) if p > 0 else x_TD.new_empty(0)
     if n_rows == 0:
         return dz_TD, dx_TD, x_TD.new_zeros((3, columns), dtype=torch.float32)
     _, threshold, scale = dropout_numbers(Dropout(p, key=key))
-    tile = tiling.row_grad_tile(columns)
+    tile = tile or tiling.row_grad_tile(columns)
     programs = tiling.walking_programs(n_rows, tile, multiprocessors(x_TD.device))
     partial_P3D = x_TD.new_empty((programs, 3, columns), dtype=torch.float32)
     launch(
         _layer_norm_backward_kernel, (programs,),
         dy_TD, x_TD, x_bias_D, residual_TD, weight_D, mean_T, rstd_T, key, example_ids_T, position_ids_T, dz_TD, dx_TD, partial_P3D,
         n_rows, site, threshold, scale, D=columns, ROWS=tile.rows, WIDTH=tile.columns, PIECES=tile.pieces,
-        VECTOR=tiling.vector_columns(x_TD.element_size()), DROPOUT=p > 0, num_warps=tile.num_warps,
+        VECTOR=tiling.vector_columns(x_TD.element_size()), DROPOUT=p > 0, STAGES=tile.num_stages, **tile.options(),
     )  # fmt: skip
     return dz_TD, dx_TD, sum_partials(partial_P3D, weight_D.dtype)
 
@@ -250,6 +251,7 @@ def _(dy, x, x_bias, residual, weight, mean, rstd, p, site, key, example_ids, po
 
 def _setup_context(ctx, inputs, output):
     x, x_bias, residual, weight, _bias, _eps, p, site, key, example_ids, position_ids = inputs
+    ctx.set_materialize_grads(False)  # nobody reads the gradient of the statistics: no zeros are made for it
     ctx.save_for_backward(x, x_bias, residual, weight, output[1], output[2], key, example_ids, position_ids)
     ctx.p, ctx.site = p, site
 

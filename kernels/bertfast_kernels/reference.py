@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bertfast_kernels.dropout import Dropout, add_dropped, dropped
+from bertfast_kernels.primitives.masks import Dropout, add_dropped, dropped
 
 # T tokens, B sequences, D hidden, F feed-forward, C classes, V vocabulary, P positions, S segments
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bertfast_kernels.dropout import Dropout
+from bertfast_kernels.primitives.masks import Dropout
 
 
 @dataclass(frozen=True)

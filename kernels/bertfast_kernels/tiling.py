@@ -17,12 +17,41 @@ class RowTile(NamedTuple):
     num_warps: int
 
 
+class WalkTile(NamedTuple):
+    """How a kernel walks down the rows with sums over rows in its registers: a RowTile, or of a wide matrix rows and one piece of its columns.
+
+    num_stages: of the loop's loads, 1 for none ahead. maxnreg: the most registers of a thread, None for what the compiler takes. programs: of a
+    multiprocessor.
+    """
+
+    rows: int
+    columns: int
+    pieces: int
+    num_warps: int
+    programs: int
+    num_stages: int = 1
+    maxnreg: int | None = None
+
+    def options(self) -> dict[str, int]:
+        """What a launch is told. Only NVIDIA's compiler knows maxnreg, so it is named only where it limits."""
+        return {"num_warps": self.num_warps} | ({} if self.maxnreg is None else {"maxnreg": self.maxnreg})
+
+
 class BlockTile(NamedTuple):
     """A tile of a wide matrix: some rows, some columns (a power of 2), and the warps that work on it."""
 
     rows: int
     columns: int
     num_warps: int
+
+
+class SumTile(NamedTuple):
+    """How rows of the same id are added up: rows at a time, columns (a power of 2), warps, and the places of a chunk, one program's at the most."""
+
+    rows: int
+    columns: int
+    num_warps: int
+    chunk: int
 
 
 def next_power_of_2(n: int) -> int:
@@ -53,25 +82,23 @@ def row_tile(columns: int) -> RowTile:
     return RowTile(rows, width, 1, num_warps)
 
 
-def row_grad_tile(columns: int) -> RowTile:
+def row_grad_tile(columns: int) -> WalkTile:
     """Backward kernels that walk over rows and keep sums over rows in registers: 8 warps, each thread with 8 elements of each of 2 or 3 pieces.
 
-    Up to 768 columns of a 16-bit dtype a row is one warp's, which needs no barrier; from there on neighbouring warps share a row.
+    Up to 768 columns of a 16-bit dtype a row is one warp's, which needs no barrier; from there on neighbouring warps share a row. A thread with 2 or 3
+    pieces takes 180 to 255 registers, so that 8 warps fill a multiprocessor; with one piece, 80.
     """
     width = max(next_power_of_2(columns), 16)
     piece, pieces = (width // 4, 3) if columns <= 3 * width // 4 else (width // 2, 2)
     if width < 64 or (width <= 256 and pieces == 2):
         piece, pieces = width, 1
-    return RowTile(max(1, 2048 // piece), piece, pieces, 8 if piece <= 2048 else 16)
+    num_warps = 8 if piece <= 2048 else 16
+    return WalkTile(max(1, 2048 // piece), piece, pieces, num_warps, max(1, (24 if pieces == 1 else 8) // num_warps))
 
 
-def walking_programs(n_rows: int, tile: RowTile, multiprocessors: int) -> int:
-    """Programs of a kernel that walks over rows in such tiles: as many as the registers of all multiprocessors hold, no more than tiles.
-
-    A thread with 2 or 3 pieces takes 180 to 255 registers, so that 8 warps fill a multiprocessor; with one piece, 80.
-    """
-    resident = max(1, (24 if tile.pieces == 1 else 8) // tile.num_warps)
-    return max(1, min(cdiv(n_rows, tile.rows), multiprocessors * resident))
+def walking_programs(n_rows: int, tile: WalkTile, multiprocessors: int) -> int:
+    """Programs of a kernel that walks over whole rows: as many as the multiprocessors hold, no more than tiles."""
+    return max(1, min(cdiv(n_rows, tile.rows), multiprocessors * tile.programs))
 
 
 def block_tile(columns: int) -> BlockTile:
@@ -83,9 +110,15 @@ def block_tile(columns: int) -> BlockTile:
     return BlockTile(4, width, max(width // 256, 1))
 
 
-def walking_blocks(n_rows: int, columns: int, tile: BlockTile, multiprocessors: int) -> int:
-    """Row programs a column block of a kernel that walks down the rows: 32 warps a multiprocessor over all column blocks."""
-    wanted = cdiv(multiprocessors * max(1, 32 // tile.num_warps), cdiv(columns, tile.columns))
+def block_grad_tile(columns: int) -> WalkTile:
+    """The walking form of block_tile: 32 warps a multiprocessor."""
+    tile = block_tile(columns)
+    return WalkTile(tile.rows, tile.columns, 1, tile.num_warps, max(1, 32 // tile.num_warps))
+
+
+def walking_blocks(n_rows: int, columns: int, tile: WalkTile, multiprocessors: int) -> int:
+    """Row programs a column block of a kernel that walks down the rows; over all column blocks, as many as the multiprocessors hold."""
+    wanted = cdiv(multiprocessors * tile.programs, cdiv(columns, tile.columns))
     return max(1, min(cdiv(n_rows, tile.rows), wanted))
 
 
@@ -95,6 +128,6 @@ def class_tile(classes: int) -> BlockTile:
     return BlockTile(max(1, 256 // width), width, 8 if width == 4096 else max(1, min(width // 256, 4)))
 
 
-def embedding_sum_tile(columns: int) -> BlockTile:
-    """Sums of token gradients into table rows: 8 tokens at a time, 256 columns."""
-    return BlockTile(8, min(max(next_power_of_2(columns), 16), 256), 2)
+def embedding_sum_tile(columns: int) -> SumTile:
+    """Sums of token gradients into table rows: 8 tokens at a time, 256 columns; chunks of 128 places, so that few rows cross and none is long."""
+    return SumTile(8, min(max(next_power_of_2(columns), 16), 256), 2, 128)

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertfast_kernels import Dropout, dropout_add_layer_norm
-from bertfast_kernels.dropout import keyed_mask
+from bertfast_kernels.primitives.masks import keyed_mask
 from tests.support.triton_cases import DTYPES, assert_op, assert_same_bits_twice, needs_triton, row_dropout, shapes
 
 pytestmark = needs_triton

@@ -44,6 +44,11 @@ def check_cross_entropy(module, device):
     assert_op(lambda x: module.cross_entropy(x, labels), [logits], torch.float32)
 
 
+def check_dropout(module, device):
+    dropout = row_dropout(0.3, 9, device)
+    assert_op(lambda x: module.dropped(x, dropout), [torch.randn(9, 300, dtype=torch.float64, device=device) + 3.0], torch.float32)
+
+
 FAULTS = [
     pytest.param("layer_norm", "2**32)), dropout.scale", "2**32)), 1.0", check_layer_norm, "primitives.philox", id="no-dropout-scale"),
     pytest.param("layer_norm", "range(10)", "range(9)", check_layer_norm, "primitives.philox", id="philox-with-9-rounds"),
@@ -59,6 +64,9 @@ FAULTS = [
     ),
     pytest.param("layer_norm", "dbias[i] + dy,", "dy,", check_layer_norm, None, id="bias-gradient-of-the-last-rows-alone"),
     pytest.param("layer_norm", "(column < D)\n", "(column < D - 1)\n", check_layer_norm, None, id="last-column-dropped"),
+    pytest.param("dropout", "first // 4, WIDTH", "0, WIDTH", check_dropout, None, id="every-block-of-columns-with-the-first-one's-mask"),
+    pytest.param("dropout", "keep, scale, 0.0", "keep, 1.0, 0.0", check_dropout, None, id="rows-kept-and-not-scaled"),
+    pytest.param("dropout", "_forward(dy, ctx.p, ctx.site,", "_forward(dy, ctx.p, ctx.site + 1,", check_dropout, None, id="backward-of-another-site"),
     pytest.param("gelu", "power * a - 0.4590702950954437", "power * a - 0.4591", check_gelu, None, id="a-coefficient-in-4-digits"),
     pytest.param("gelu", "below, 1.0 - below", "below, 1.0 + below", check_gelu, None, id="slope-of-the-wrong-sign"),
     pytest.param("gelu", "total += tl.sum(dx, 0)", "total = tl.sum(dx, 0)", check_gelu, None, id="gelu-bias-gradient-of-the-last-rows-alone"),
@@ -88,6 +96,7 @@ def test_the_fault_is_seen(device, tmp_path, name, old, new, check, inside):
         ("layer_norm", check_layer_norm_far_from_zero),
         ("gelu", check_gelu),
         ("gelu", check_tanh_gelu),
+        ("dropout", check_dropout),
         ("embedding", check_embedding),
         ("cross_entropy", check_cross_entropy),
     ],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bertfast_kernels import Dropout, bias_gelu, cross_entropy, dropout_add_layer_norm, varlen_attention, varlen_cls_attention
-from bertfast_kernels.dropout import dropped, keyed_mask, philox, stream_mask
+from bertfast_kernels.primitives.masks import dropped, keyed_mask, philox, stream_mask
 from tests.support.tolerances import FLOAT64
 
 LENGTHS = [

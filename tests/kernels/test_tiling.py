@@ -3,6 +3,7 @@
 import pytest
 
 from bertfast_kernels.tiling import (
+    block_grad_tile,
     block_tile,
     cdiv,
     class_tile,
@@ -50,16 +51,16 @@ def test_a_row_of_three_quarters_wastes_nothing_on_the_fourth(columns):
 
 def test_the_shipped_sizes():
     assert row_tile(768) == (1, 256, 3, 1) and row_tile(1024) == (1, 1024, 1, 1)
-    assert row_grad_tile(768) == (8, 256, 3, 8) and row_grad_tile(1024) == (4, 512, 2, 8)
+    assert row_grad_tile(768) == (8, 256, 3, 8, 1, 1, None) and row_grad_tile(1024) == (4, 512, 2, 8, 1, 1, None)
     assert block_tile(3072) == block_tile(4096) == (4, 1024, 4)
     assert class_tile(3) == (64, 4, 1) and class_tile(30522) == (1, 4096, 8)
 
 
-@pytest.mark.parametrize("heuristic", [block_tile, class_tile, embedding_sum_tile])
+@pytest.mark.parametrize("heuristic", [block_tile, block_grad_tile, class_tile, embedding_sum_tile])
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_a_block_tile_gives_every_warp_work(heuristic, columns):
     tile = heuristic(columns)
-    assert all(map(is_power_of_2, tile)) and tile.num_warps <= 8
+    assert all(map(is_power_of_2, (tile.rows, tile.columns, tile.num_warps))) and tile.num_warps <= 8
     assert tile.rows * tile.columns >= 32 * tile.num_warps
 
 
@@ -72,9 +73,15 @@ def test_programs_fill_the_multiprocessors_and_are_no_more_than_tiles():
     assert walking_programs(16384, tile, 132) == 132
     assert walking_programs(9, tile, 132) == 2
     assert walking_programs(16384, row_grad_tile(128), 132) == 3 * 132
-    wide = block_tile(3072)
+    wide = block_grad_tile(3072)
     assert walking_blocks(16384, 3072, wide, 132) * 3 == 132 * 8
     assert walking_blocks(5, 3072, wide, 132) == 2
+
+
+def test_a_limit_on_registers_is_named_only_where_there_is_one():
+    tile = row_grad_tile(768)
+    assert tile.options() == {"num_warps": 8}
+    assert tile._replace(maxnreg=128).options() == {"num_warps": 8, "maxnreg": 128}
 
 
 def test_a_vector_is_16_bytes():

@@ -30,8 +30,8 @@ from bertfast_kernels.attention.short import short_backward, short_forward
 from bertfast_kernels.cpu import attention as cpp
 from bertfast_kernels.cpu import takes_cpp
 from bertfast_kernels.dispatch import takes_triton
-from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.primitives.lazy_triton import Launch, launch, record_launches
+from bertfast_kernels.primitives.masks import Dropout
 from bertfast_kernels.primitives.philox import dropout_numbers
 from bertfast_kernels.tiling import cdiv
 
@@ -197,6 +197,7 @@ def _(dout, qkv, out, stats, cu_seqlens, max_seqlen, p, site, key, example_ids):
 
 def _setup_context(ctx, inputs, output):
     qkv, cu_seqlens, ctx.max_seqlen, ctx.p, ctx.site, key, example_ids = inputs
+    ctx.set_materialize_grads(False)  # nobody reads the gradient of the statistics: no zeros are made for it
     ctx.save_for_backward(qkv, *output, cu_seqlens, key, example_ids)  # out is kept by the product that reads it: it costs no memory here
 
 
@@ -236,6 +237,7 @@ def _(dout, q, kv, out, stats, cu_seqlens, p, site, key, example_ids):
 
 def _cls_setup_context(ctx, inputs, output):
     q, kv, cu_seqlens, ctx.p, ctx.site, key, example_ids = inputs
+    ctx.set_materialize_grads(False)  # nobody reads the gradient of the statistics: no zeros are made for it
     ctx.save_for_backward(q, kv, *output, cu_seqlens, key, example_ids)
 
 

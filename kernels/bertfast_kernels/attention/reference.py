@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from bertfast_kernels.dropout import Dropout, keyed_mask, stream_mask
+from bertfast_kernels.primitives.masks import Dropout, keyed_mask, stream_mask
 
 # T tokens, B sequences, N heads, H head size, P planes (queries, keys, values); R rows of all runs, in the order sequence, head, position;
 # in a run: n sequences of L tokens, with Q queries each (L, or 1 for [CLS] alone); S scores of a chunk of runs

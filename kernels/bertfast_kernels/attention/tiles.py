@@ -62,7 +62,7 @@ def key_order(L: tl.constexpr, DROPOUT: tl.constexpr):
 
 @jit
 def keep_mask(seed, step, query, block, example, sheet, varies, threshold):
-    """The keep mask [M, L] of the queries [M] and the keys of the Philox blocks [L / 4], in key_order: bit for bit dropout.keyed_mask.
+    """The keep mask [M, L] of the queries [M] and the keys of the Philox blocks [L / 4], in key_order: bit for bit masks.keyed_mask.
 
     sheet: site + (head << 16), a scalar or [M]. varies: any int of less than 2**31 that differs from one call of a loop to the next. Its sign is always 0,
     but only we know: without it the compiler finds that a part of Philox is the same in every turn, computes it once, ahead of all, and spills it.

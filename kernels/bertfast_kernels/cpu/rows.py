@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bertfast_kernels.cpu.calls import blocks, is_half, kernels, plain, pointer
-from bertfast_kernels.dropout import Dropout, row_mask
+from bertfast_kernels.primitives.masks import Dropout, row_mask
 
 # T tokens, D hidden, F feed-forward, V rows of a table
 

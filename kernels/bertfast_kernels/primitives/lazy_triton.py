@@ -132,11 +132,12 @@ def is_interpreting() -> bool:
 
 
 class Launch(NamedTuple):
-    """One launch that was recorded and not made: a kernel, its arguments in order, and its constexprs and options by name."""
+    """One launch that was recorded and not made: a kernel, its arguments in order, its constexprs and options by name, and its grid."""
 
     kernel: Any  # what `jit` made of a function: ours until Triton is loaded, then Triton's
     args: tuple[Any, ...]
     options: dict[str, Any]
+    grid: tuple[int, ...]
 
 
 _records: list[Launch] | None = None
@@ -147,7 +148,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     if _records is None:
         jitted(kernel)[grid](*args, **options)
     else:
-        _records.append(Launch(kernel, args, options))
+        _records.append(Launch(kernel, args, options, grid))
 
 
 class record_launches:

@@ -1,4 +1,4 @@
-"""The keep mask of dropout inside a kernel: bit for bit that of dropout.keyed_mask.
+"""The keep mask of dropout inside a kernel: bit for bit that of masks.keyed_mask.
 
 Philox4x32-10 (Salmon et al. 2011) with the key (seed, step) and the counter (column // 4, position, example, site + (head << 16)). One call gives
 the bits of four neighbouring columns, so a mask of [R, C] is made on a tile of [R, C / 4]. Counters broadcast: the first two rounds of a
@@ -7,8 +7,8 @@ tile's counters cost R + C / 4 multiplications rather than R * C / 4.
 
 from __future__ import annotations
 
-from bertfast_kernels.dropout import Dropout
 from bertfast_kernels.primitives.lazy_triton import jit, tl
+from bertfast_kernels.primitives.masks import Dropout
 
 # R rows, C columns (a multiple of 4)
 

@@ -1,4 +1,4 @@
-"""The attention kernels against float64, beside torch in the same precision; their masks bit for bit against dropout.keyed_mask."""
+"""The attention kernels against float64, beside torch in the same precision; their masks bit for bit against masks.keyed_mask."""
 
 import math
 
@@ -12,7 +12,7 @@ from bertfast_kernels import Dropout, use_backend, varlen_attention, varlen_cls_
 from bertfast_kernels.attention import plan as attention_tiling
 from bertfast_kernels.attention import reference
 from bertfast_kernels.attention.plan import AttentionPlan, Tile
-from bertfast_kernels.dropout import keyed_mask
+from bertfast_kernels.primitives.masks import keyed_mask
 from tests.support.triton_cases import ON_GPU, assert_within_budget, needs_triton, shapes
 
 pytestmark = needs_triton

@@ -1,11 +1,11 @@
-"""The kernels' keep mask against dropout.keyed_mask, bit for bit."""
+"""The kernels' keep mask against masks.keyed_mask, bit for bit."""
 
 import pytest
 import torch
 
 from bertfast_kernels import Dropout
-from bertfast_kernels.dropout import keyed_mask
 from bertfast_kernels.primitives.lazy_triton import jit, tl
+from bertfast_kernels.primitives.masks import keyed_mask
 from bertfast_kernels.primitives.philox import dropout_numbers, keep_tile, load_key, signed32
 from tests.support.triton_cases import needs_triton
 

@@ -1,0 +1,1 @@
+"""Which launch of a kernel is the quickest on this GPU: `python -m bench.sweep`."""

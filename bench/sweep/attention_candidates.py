@@ -44,9 +44,9 @@ class _Batch:
         example = torch.from_numpy(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)).to(make.device)
         self.dropout = Dropout(p, 4, torch.tensor([make.seed, 7], device=make.device), example)
         width = self.heads * self.size
-        shapes = ((self.tokens, 3, self.heads, self.size), (self.tokens, width), (self.tokens, width))
+        shapes = ((self.tokens, 3, self.heads, self.size), (self.tokens, width))
         self.inputs = make.keep(lambda: tuple(make.normal(*shape, grad=False) for shape in shapes))
-        self.set_bytes = 5 * self.tokens * width * DTYPE.itemsize
+        self.set_bytes = 4 * self.tokens * width * DTYPE.itemsize
 
     def cases(self) -> Iterator[Case]:
         plan = attention_plan(self.tokens, self.sequences, self.longest, DTYPE.itemsize, self.size, True)
@@ -59,7 +59,7 @@ class _Batch:
         )
         forward = "medium_forward" if plan.medium else "short_forward" if plan.longest else "long_forward"
         for kernel in (forward, *backwards):
-            candidates = self._few() if self.make.tiny else getattr(self, f"_{kernel}")()
+            candidates = self._tiny(kernel) if self.make.tiny else getattr(self, f"_{kernel}")()
             yield Case(
                 kernel,
                 self.name,
@@ -71,7 +71,7 @@ class _Batch:
 
     def _record(self, kernel: str, change: Change, index: int) -> Recorded:
         """The kernel's launches alone are timed; a backward's others, and the forward whose statistics it reads, run before."""
-        qkv, dout, _ = self.inputs(index)
+        qkv, dout = self.inputs(index)
         words = (self.p, self.dropout.site, self.dropout.key, self.dropout.example_ids)
         with record_launches() as forward:
             out, stats = op._launch_forward(qkv, self.cu_seqlens, self.longest, *words, wgmma=True, **change.arguments)
@@ -84,7 +84,9 @@ class _Batch:
         timed = [change.of(launch) for launch in backward if launch.kernel.__name__ == kernel]
         return Recorded([*forward, *backward], timed, (dqkv,))
 
-    def _few(self) -> dict[str, Change]:
+    def _tiny(self, kernel: str) -> dict[str, Change]:
+        if kernel == "medium_forward":
+            return {"64x128": self._blocks(64, 128, 4, 1, None), "64x32": self._blocks(64, 32, 4, 1, None)}
         return {"8w": Change({}, {"num_warps": 8})}
 
     def _short_forward(self) -> dict[str, Change]:
@@ -103,16 +105,14 @@ class _Batch:
 
     def _medium_forward(self) -> dict[str, Change]:
         tried = {}
-        for keys, warps, stages, limit in (
-            (32, 8, 2, 80), (32, 8, 2, 128), (32, 8, 1, None), (32, 8, 3, None), (32, 4, 2, None), (32, 4, 2, 168), (64, 8, 1, None), (64, 8, 2, None),
-            (64, 8, 2, 80), (64, 8, 2, 128), (64, 4, 1, None), (128, 8, 1, None), (128, 8, 1, 128), (128, 4, 1, None),
-        ):  # fmt: skip
-            tried[f"128x{keys} {warps}w {stages}s {limit}r"] = Change(
-                {}, {"L": keys, "num_warps": warps, "num_stages": stages, "maxnreg": limit}
-            )
         for queries, keys, warps, stages, limit in (
-            (64, 128, 4, 1, None), (64, 128, 4, 1, 128), (64, 64, 4, 2, None), (64, 64, 4, 1, 128), (128, 64, 8, 2, None), (128, 128, 8, 1, None),
-            (128, 128, 8, 1, 128), (64, 32, 4, 2, None),
+            (128, 32, 8, 2, 80), (128, 32, 8, 2, 128), (128, 32, 8, 1, None), (128, 32, 4, 2, None), (128, 64, 8, 1, None), (128, 64, 8, 2, 128),
+            (128, 64, 4, 1, None), (128, 128, 8, 1, None), (128, 128, 8, 1, 128), (128, 128, 4, 1, None), (64, 128, 4, 1, None), (64, 128, 4, 1, 128),
+            (64, 128, 4, 1, 168), (64, 128, 8, 1, None), (64, 64, 4, 1, None), (64, 64, 4, 2, None), (64, 32, 4, 2, None),
+        ):  # fmt: skip
+            tried[f"{queries}x{keys} {warps}w {stages}s {limit}r"] = self._blocks(queries, keys, warps, stages, limit)
+        for queries, keys, warps, stages, limit in (
+            (64, 128, 4, 1, None), (64, 64, 4, 2, None), (64, 64, 4, 1, 128), (128, 64, 8, 2, None), (128, 128, 8, 1, None),
         ):  # fmt: skip
             tried[f"long {queries}x{keys} {warps}w {stages}s {limit}r"] = self._blocks(queries, keys, warps, stages, limit, _IN_BLOCKS)
         return tried
@@ -153,10 +153,13 @@ class _Batch:
     def _blocks(
         self, queries: int, keys: int, warps: int, stages: int, limit: int | None, arguments: dict | None = None, axis: str = "M"
     ) -> Change:
-        """A tile of the kernels of any length, whose grid's second axis counts the blocks of queries, or of keys."""
+        """A tile of a kernel whose grid counts the blocks of queries, or of keys: on its third axis in medium_forward, on its second elsewhere."""
 
         def grid(launch: Launch) -> tuple[int, ...]:
-            return launch.grid[0], cdiv(self.longest, launch.options[axis]), launch.grid[2]
+            blocks = cdiv(self.longest, launch.options[axis])
+            if launch.kernel.__name__ == "medium_forward":
+                return launch.grid[0], launch.grid[1], blocks
+            return launch.grid[0], blocks, launch.grid[2]
 
         options = {"M": queries, "L": keys, "num_warps": warps, "num_stages": stages, "maxnreg": limit}
         return Change(arguments or {}, options, grid)

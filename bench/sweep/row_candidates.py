@@ -8,9 +8,10 @@ import torch
 
 from bench.cases.kernel_cases import DTYPE, EPS, Maker
 from bench.sweep.candidates import Case, Change, Recorded
-from bertfast_kernels import embedding, gelu, layer_norm
+from bertfast_kernels import gelu, layer_norm
 from bertfast_kernels.primitives.lazy_triton import record_launches
 from bertfast_kernels.primitives.partials import sum_partials
+from bertfast_kernels.primitives.tables import sum_into_table
 from bertfast_kernels.tiling import SumTile, WalkTile, cdiv
 
 # T tokens, D hidden, F feed-forward, P programs
@@ -169,15 +170,21 @@ def _embedding_sums(make: Maker, rows: int, columns: int) -> Case:
 
     def run(sorted_rows, order, de, **arguments):
         dtables = de.new_zeros((vocabulary + 2 + positions, columns))
-        embedding._launch_sums(sorted_rows, order, de, dtables, **arguments)
+        sum_into_table(sorted_rows, order, de, dtables, **arguments)
         return (dtables,)
 
     if make.tiny:
-        tiles = [SumTile(4, 64, 2, 16)]
+        tiles = [SumTile(4, 64, 2, 16), SumTile(4, 64, 2, 4, True, 2)]
     else:
         tiles = [SumTile(n, 256, warps, chunk) for n, warps in ((8, 2), (16, 4), (32, 4), (32, 8), (64, 8)) for chunk in (32, 64, 128)]
         tiles += [SumTile(32, 128, 4, chunk) for chunk in (32, 64)]
-    named = {f"{tile.rows}x{tile.columns} {tile.num_warps}w chunk {tile.chunk}": Change({"tile": tile}) for tile in tiles}
+        tiles += [SumTile(32, 256, 2, chunk, True, stages) for chunk in (16, 32, 64, 128) for stages in (1, 4)]
+        tiles += [SumTile(32, 1024, 4, chunk, True, 4) for chunk in (16, 32)]
+    named = {
+        (f"walk {tile.columns} {tile.num_stages}s" if tile.walks else f"{tile.rows}x{tile.columns}")
+        + f" {tile.num_warps}w chunk {tile.chunk}": Change({"tile": tile})
+        for tile in tiles
+    }
     set_bytes = (rows + vocabulary + 2 + positions) * columns * DTYPE.itemsize
     return _case(make, "embedding_sums", rows, columns, 0.0, inputs, run, set_bytes, named)
 

@@ -27,6 +27,7 @@ from bertfast_kernels.primitives.lazy_triton import Launch, jit, launch, multipr
 from bertfast_kernels.primitives.masks import Dropout
 from bertfast_kernels.primitives.partials import sum_partials
 from bertfast_kernels.primitives.philox import dropout_numbers, keep_tile, load_key
+from bertfast_kernels.primitives.tables import sum_into_table
 
 if TYPE_CHECKING:
     from bertfast_kernels.shapes import EncoderShape
@@ -127,70 +128,6 @@ def _embedding_backward_kernel(
         tl.store(partial + D + column, tl.sum(dbias[i], 0), mask=column < D)
 
 
-@jit(do_not_specialize=["n_places", "n_rows"])
-def _embedding_sum_kernel(
-    sorted_ptr, order_ptr, de_ptr, table_ptr, partial_ptr, n_places, n_rows,
-    TABLE_ROWS: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """Program (i, column block) adds up the run of sorted places that starts at i, up to its end or the end of i's chunk; most i start nothing."""
-    place = tl.program_id(0)
-    index = tl.load(sorted_ptr + place)
-    before = tl.load(sorted_ptr + place - 1, mask=place > 0, other=-1)
-    is_head = index != before
-    inside = (index >= 0) & (index < TABLE_ROWS)
-    if (is_head | (place % CHUNK == 0)) & inside:
-        column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-        chunk = place // CHUNK
-        end = tl.minimum((chunk + 1) * CHUNK, n_places)
-        total = tl.zeros([ROWS, WIDTH], tl.float32)
-        start = place
-        more = start < end
-        while more:
-            member = start + tl.arange(0, ROWS)
-            mask = (member < end) & (tl.load(sorted_ptr + member, mask=member < end, other=-1) == index)
-            token = tl.load(order_ptr + member, mask=mask, other=0) % n_rows
-            offset = token.to(tl.int64)[:, None] * D + column[None, :]
-            total += tl.load(de_ptr + offset, mask=mask[:, None] & (column < D)[None, :], other=0.0).to(tl.float32)
-            start += ROWS
-            more = (start < end) & (tl.load(sorted_ptr + start, mask=start < end, other=-1) == index)
-        sums = tl.sum(total, 0)
-        goes_on = (end < n_places) & (tl.load(sorted_ptr + end, mask=end < n_places, other=-1) == index)
-        if is_head & (goes_on == 0):
-            tl.store(table_ptr + index.to(tl.int64) * D + column, sums.to(table_ptr.dtype.element_ty), mask=column < D)
-        else:
-            tl.store(partial_ptr + (2 * chunk + is_head.to(tl.int32)).to(tl.int64) * D + column, sums, mask=column < D)
-
-
-@jit(do_not_specialize=["n_places"])
-def _embedding_join_kernel(
-    sorted_ptr, table_ptr, partial_ptr, n_places, TABLE_ROWS: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """Program (chunk, column block) finishes the row whose run starts in the chunk and crosses its end, if there is one."""
-    chunk = tl.program_id(0)
-    end = (chunk + 1) * CHUNK
-    crosses = end < n_places
-    index = tl.load(sorted_ptr + end, mask=crosses, other=-1)
-    last = tl.load(sorted_ptr + end - 1, mask=crosses, other=-2)
-    before = tl.load(sorted_ptr + chunk * CHUNK - 1, mask=crosses & (chunk > 0), other=-3)
-    if crosses & (index == last) & (index != before) & (index >= 0) & (index < TABLE_ROWS):
-        column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-        total = tl.zeros([ROWS, WIDTH], tl.float32)
-        start = chunk + 1
-        more = index == last
-        while more:
-            member = start + tl.arange(0, ROWS)
-            mask = member * CHUNK < n_places
-            mask = mask & (tl.load(sorted_ptr + member * CHUNK, mask=mask, other=-1) == index)
-            offset = (2 * member).to(tl.int64)[:, None] * D + column[None, :]
-            total += tl.load(partial_ptr + offset, mask=mask[:, None] & (column < D)[None, :], other=0.0)
-            start += ROWS
-            more = start * CHUNK < n_places
-            more = more & (tl.load(sorted_ptr + start * CHUNK, mask=more, other=-1) == index)
-        sums = tl.sum(total, 0) + tl.load(partial_ptr + (2 * chunk + 1).to(tl.int64) * D + column, mask=column < D, other=0.0)
-        tl.store(table_ptr + index.to(tl.int64) * D + column, sums.to(table_ptr.dtype.element_ty), mask=column < D)
-
-
 def _launch_forward(
     ids: tuple[Tensor, ...], tables: tuple[Tensor, ...], weight_D: Tensor, bias_D: Tensor, eps: float, p: float, site: int,
     key: Tensor | None, example_ids_T: Tensor | None, place_ids_T: Tensor | None,
@@ -252,22 +189,8 @@ def _sum_into_tables(de_TD: Tensor, ids: tuple[Tensor, ...], tables: tuple[Tenso
     first_segment = tables[0].shape[0]
     first_position = first_segment + tables[1].shape[0]
     table_rows = torch.cat((ids[0], ids[1] + first_segment, ids[2] + first_position))
-    _launch_sums(*torch.sort(table_rows, stable=True), de_TD, dtables_RD)
-
-
-def _launch_sums(sorted_rows: Tensor, order: Tensor, de_TD: Tensor, dtables_RD: Tensor, tile: tiling.SumTile | None = None) -> None:
-    """dtables[r] = the sum of de over the places where sorted_rows is r; order: int64 [3 T], each place's token and a multiple of T. tile: another than
-    tiling's."""
-    n_rows, columns = de_TD.shape
-    places = 3 * n_rows
-    tile = tile or tiling.embedding_sum_tile(columns)
-    chunks = tiling.cdiv(places, tile.chunk)
-    partial_C2D = de_TD.new_empty((chunks, 2, columns), dtype=torch.float32)  # of each: the run that came into it, the run that leaves it
-    blocks = tiling.cdiv(columns, tile.columns)
-    constants = {"TABLE_ROWS": dtables_RD.shape[0], "D": columns, "CHUNK": tile.chunk, "ROWS": tile.rows, "WIDTH": tile.columns}
-    args = (sorted_rows, order, de_TD, dtables_RD, partial_C2D, places, n_rows)
-    launch(_embedding_sum_kernel, (places, blocks), *args, **constants, num_warps=tile.num_warps)
-    launch(_embedding_join_kernel, (chunks, blocks), sorted_rows, dtables_RD, partial_C2D, places, **constants, num_warps=tile.num_warps)
+    sorted_rows, order = torch.sort(table_rows, stable=True)
+    sum_into_table(sorted_rows, order, de_TD, dtables_RD)
 
 
 @torch.library.custom_op("bertfast::embedding_layer_norm", mutates_args=())

@@ -46,12 +46,17 @@ class BlockTile(NamedTuple):
 
 
 class SumTile(NamedTuple):
-    """How rows of the same id are added up: rows at a time, columns (a power of 2), warps, and the places of a chunk, one program's at the most."""
+    """How rows of the same id are added up: rows at a time, columns (a power of 2), warps, and the places of a chunk, one program's at the most.
+
+    walks: a program walks over a whole chunk, a place at a time, and `rows` is that of the kernel that joins chunks. num_stages: of that loop.
+    """
 
     rows: int
     columns: int
     num_warps: int
     chunk: int
+    walks: bool = False
+    num_stages: int = 1
 
 
 def next_power_of_2(n: int) -> int:

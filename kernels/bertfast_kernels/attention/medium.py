@@ -1,9 +1,12 @@
-"""The attention kernels of sequences of 65 to 128 tokens: all queries in one tile, the keys a block at a time, everything read and made once."""
+"""The attention kernels of sequences of 65 to 128 tokens: forward a block of queries by keys at once or in blocks, backward all queries in one
+tile, the keys a block at a time, everything read and made once."""
 
 from __future__ import annotations
 
+from bertfast_kernels.attention.plan import LIMIT
 from bertfast_kernels.attention.tiles import (
     attend,
+    attend_once,
     dot,
     dot_transposed,
     key_order,
@@ -16,8 +19,9 @@ from bertfast_kernels.attention.tiles import (
 from bertfast_kernels.primitives.lazy_triton import jit, tl
 from bertfast_kernels.primitives.philox import load_key
 
-# T tokens, B sequences, N heads, H head size, M queries (as many as the longest sequence has tokens, or more), L keys of a block
+# T tokens, B sequences, N heads, H head size, M queries (in the backward as many as the longest sequence has tokens, or more), L keys of a block
 
+_LIMIT = tl.constexpr(LIMIT)
 _LN2 = tl.constexpr(0.6931471805599453)
 _RUNTIME = ["n_tokens", "n_sequences", "score_scale", "keep_scale", "site", "threshold"]
 
@@ -43,16 +47,20 @@ def medium_forward(
     L: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):
-    """Program (head, b): sequence b, of up to M tokens; program (head, B) clears the tail of out. score_scale: log2(e) / sqrt(H)."""
+    """Program (head, b, i): queries M i to M (i + 1) of sequence b; programs (head, B, i) clear the tail of out. score_scale: log2(e) / sqrt(H).
+
+    L is at least as long as a sequence can be, and its keys are taken at once, or is less, and they come block by block.
+    """
     head = tl.program_id(0)
     sequence = tl.program_id(1)
     start = tl.load(cu_seqlens_ptr + sequence)
     width: tl.constexpr = N * H
     if sequence == n_sequences:
-        zero_tail(out_ptr + head * H, start, n_tokens, width, H, 16, H_BLOCK, 0, 1)
+        zero_tail(out_ptr + head * H, start, n_tokens, width, H, 16, H_BLOCK, tl.program_id(2), tl.num_programs(2))
     else:
         length = tl.load(cu_seqlens_ptr + sequence + 1) - start
-        if length > 0:
+        first = tl.program_id(2) * M
+        if first < length:
             qkv_ptr += start.to(tl.int64) * 3 * width + head * H
             out_ptr += start.to(tl.int64) * width + head * H
             stats_ptr += head.to(tl.int64) * n_tokens + start
@@ -61,16 +69,21 @@ def medium_forward(
                 seed, step = load_key(key_ptr)
                 example = tl.load(example_ids_ptr + start).to(tl.uint32)
                 sheet = site + (head << 16)
-            query = tl.arange(0, M)
+            query = first + tl.arange(0, M)
             q = load_rows(qkv_ptr, query, length, 3 * width, H, H_BLOCK)
-            top = tl.full([M], float("-inf"), tl.float32)
-            total = tl.zeros([M], tl.float32)
-            out = tl.zeros([M, H_BLOCK], tl.float32)
-            for first_key in range(0, length, L):
-                out, top, total = attend(
-                    q, out, top, total, qkv_ptr, width, first_key, length, score_scale,
-                    seed, step, 0, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, True,
-                )  # fmt: skip
+            if L >= _LIMIT:
+                out, top, total = attend_once(
+                    q, qkv_ptr, width, length, score_scale, seed, step, first, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT
+                )
+            else:
+                top = tl.full([M], float("-inf"), tl.float32)
+                total = tl.zeros([M], tl.float32)
+                out = tl.zeros([M, H_BLOCK], tl.float32)
+                for first_key in range(0, length, L):
+                    out, top, total = attend(
+                        q, out, top, total, qkv_ptr, width, first_key, length, score_scale,
+                        seed, step, first, example, sheet, threshold, M, L, H, H_BLOCK, DROPOUT, True,
+                    )  # fmt: skip
             one_over = 1.0 / total
             store_rows(out_ptr, out * (keep_scale * one_over)[:, None], query, length, width, H, H_BLOCK)
             tl.store(stats_ptr + query, top, mask=query < length)
@@ -100,7 +113,7 @@ def medium_backward(
     L: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):
-    """dQ, dK and dV in one pass, with the programs of medium_forward. dK and dV of a block of keys are done at once; dQ gathers. delta comes from O."""
+    """dQ, dK and dV in one pass. Program (head, b): sequence b; program (head, B) clears the tail. dK and dV of a block of keys are done at once; dQ gathers. delta comes from O."""
     head = tl.program_id(0)
     sequence = tl.program_id(1)
     start = tl.load(cu_seqlens_ptr + sequence)

@@ -76,10 +76,8 @@ def _launch_forward(
     numbers = _numbers(size, p, site, key)
     constants = {"N": n_heads, "H": size, "H_BLOCK": tiling.head_block(size), "DROPOUT": p > 0}
     if plan.medium:
-        launch(
-            medium_forward, (n_heads, n_sequences + 1), *tensors, *numbers, **constants,
-            **tiling.medium_forward_tile(wgmma)._asdict(),
-        )  # fmt: skip
+        tile = tiling.medium_forward_tile(wgmma)
+        launch(medium_forward, (n_heads, n_sequences + 1, cdiv(max_seqlen, tile.M)), *tensors, *numbers, **constants, **tile._asdict())
     elif plan.longest:
         launch(
             short_forward, (cdiv(n_heads, plan.heads_each), n_sequences + 1), *tensors, plan.heads_each, plan.longest, *numbers, **constants,

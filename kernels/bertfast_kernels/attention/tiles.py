@@ -122,6 +122,25 @@ def attend(
 
 
 @jit
+def attend_once(
+    q, qkv_ptr, width, length, score_scale, seed, step, first, example, sheet, threshold,
+    M: tl.constexpr, L: tl.constexpr, H: tl.constexpr, H_BLOCK: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """(out, top, total) as `attend` gives them, where the L keys are all there are: nothing is rescaled."""
+    key = key_order(L, DROPOUT)
+    k = load_rows(qkv_ptr + width, key, length, 3 * width, H, H_BLOCK)
+    v = load_rows(qkv_ptr + 2 * width, key, length, 3 * width, H, H_BLOCK)
+    scores = tl.where((key < length)[None, :], dot(q, k.T), float("-inf"))
+    top = tl.max(scores, 1) * score_scale
+    probs = tl.exp2(scores * score_scale - top[:, None])
+    total = tl.sum(probs, 1)
+    if DROPOUT:
+        keep = keep_mask(seed, step, first + tl.arange(0, M), tl.arange(0, L // 4), example, sheet, first, threshold)
+        probs = tl.where(keep, probs, 0.0)
+    return dot(probs.to(v.dtype), v), top, total
+
+
+@jit
 def probabilities(
     q, k, v, dout, top, one_over, first, first_key, length, score_scale, seed, step, example, sheet, threshold,
     M: tl.constexpr, L: tl.constexpr, DROPOUT: tl.constexpr, RAGGED: tl.constexpr,

@@ -152,6 +152,15 @@ def test_attention_and_its_gradient(device, monkeypatch, lengths, heads, size, p
     check_case(lengths, heads, size, plan, tail, torch.float32, device, p, monkeypatch)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3], ids=["without-dropout", "with-dropout"])
+@pytest.mark.parametrize("tile", [Tile(64, 128, 4, 1), Tile(64, 32, 4, 1), Tile(128, 128, 8, 1)], ids=str)
+def test_medium_tiles_of_other_sizes(device, monkeypatch, tile, p):
+    """Queries in two blocks, the second of which some sequences do not reach, and all keys at once."""
+    monkeypatch.setattr(attention_tiling, "medium_forward_tile", lambda *_: tile)
+    check_case([0, 1, 16, 64, 65, 128], 2, 16, MEDIUM, 6, torch.bfloat16, device, p, monkeypatch)
+    check_case([64, 33], 2, 16, MEDIUM, 70, torch.bfloat16, device, p, monkeypatch)
+
+
 @pytest.mark.parametrize("plan", [SHORT, GROUPS], ids=["short", "four-heads-each"])
 def test_a_thousand_sequences(device, monkeypatch, plan):
     check_case([1, 0, 2, 0] * 250, 1, 16, plan, 0, torch.float32, device, 0.0, monkeypatch)

@@ -208,7 +208,7 @@ def _launch_backward(
     if n_rows == 0:
         return dz_TD, dx_TD, x_TD.new_zeros((3, columns), dtype=torch.float32)
     _, threshold, scale = dropout_numbers(Dropout(p, key=key))
-    tile = tile or tiling.row_grad_tile(columns)
+    tile = tile or tiling.row_grad_tile(columns, n_rows)
     programs = tiling.walking_programs(n_rows, tile, multiprocessors(x_TD.device))
     partial_P3D = x_TD.new_empty((programs, 3, columns), dtype=torch.float32)
     launch(
@@ -275,7 +275,9 @@ def variants(shape: EncoderShape) -> list[Launch]:
         for dropout in shape.dropouts():
             bits = (dropout.p, 1, dropout.key, dropout.example_ids, dropout.position_ids)
             _launch_forward(x_TD, d_D, x_TD, d_D, d_D, 1e-12, *bits)
-            _launch_backward(x_TD, x_TD, d_D, x_TD, d_D, mean_T, mean_T, *bits)
+            for n_rows in (1, 2**20):  # which have tiles of their own
+                tile = tiling.row_grad_tile(shape.hidden_size, n_rows)
+                _launch_backward(x_TD, x_TD, d_D, x_TD, d_D, mean_T, mean_T, *bits, tile)
     return launches
 
 

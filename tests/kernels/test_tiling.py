@@ -32,7 +32,15 @@ def test_cdiv():
     assert [cdiv(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
-@pytest.mark.parametrize("heuristic", [row_tile, row_grad_tile])
+def few_rows(columns):
+    return row_grad_tile(columns, 1216)
+
+
+def many_rows(columns):
+    return row_grad_tile(columns, 16384)
+
+
+@pytest.mark.parametrize("heuristic", [row_tile, few_rows, many_rows])
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_a_row_tile_holds_whole_rows(heuristic, columns):
     tile = heuristic(columns)
@@ -46,12 +54,13 @@ def test_a_row_tile_holds_whole_rows(heuristic, columns):
 
 @pytest.mark.parametrize("columns", [96, 312, 384, 768, 3072])
 def test_a_row_of_three_quarters_wastes_nothing_on_the_fourth(columns):
-    assert row_tile(columns).pieces == row_grad_tile(columns).pieces == 3
+    assert row_tile(columns).pieces == few_rows(columns).pieces == 3
 
 
 def test_the_shipped_sizes():
-    assert row_tile(768) == (1, 256, 3, 1) and row_tile(1024) == (1, 1024, 1, 1)
-    assert row_grad_tile(768) == (8, 256, 3, 8, 1, 1, None) and row_grad_tile(1024) == (4, 512, 2, 8, 1, 1, None)
+    assert row_tile(768) == (4, 256, 3, 4) and row_tile(1024) == (4, 1024, 1, 4)
+    assert few_rows(768) == (1, 256, 3, 1, 4, 1, None) and few_rows(1024) == (1, 512, 2, 2, 2, 1, None)
+    assert many_rows(768) == (1, 256, 3, 1, 8, 2, None) and many_rows(1024) == (1, 512, 2, 2, 4, 2, None)
     assert block_tile(3072) == block_tile(4096) == (4, 1024, 4)
     assert class_tile(3) == (64, 4, 1) and class_tile(30522) == (1, 4096, 8)
 
@@ -69,19 +78,18 @@ def test_block_tiles_waste_no_column_of_a_shipped_model():
 
 
 def test_programs_fill_the_multiprocessors_and_are_no_more_than_tiles():
-    tile = row_grad_tile(768)
-    assert walking_programs(16384, tile, 132) == 132
-    assert walking_programs(9, tile, 132) == 2
-    assert walking_programs(16384, row_grad_tile(128), 132) == 3 * 132
+    assert walking_programs(16384, many_rows(768), 132) == 8 * 132
+    assert walking_programs(1216, few_rows(768), 132) == 4 * 132
+    assert walking_programs(9, few_rows(768), 132) == 9
     wide = block_grad_tile(3072)
     assert walking_blocks(16384, 3072, wide, 132) * 3 == 132 * 8
-    assert walking_blocks(5, 3072, wide, 132) == 2
+    assert walking_blocks(5, 3072, wide, 132) == 3
 
 
 def test_a_limit_on_registers_is_named_only_where_there_is_one():
-    tile = row_grad_tile(768)
-    assert tile.options() == {"num_warps": 8}
-    assert tile._replace(maxnreg=128).options() == {"num_warps": 8, "maxnreg": 128}
+    tile = few_rows(768)
+    assert tile.options() == {"num_warps": 1}
+    assert tile._replace(maxnreg=128).options() == {"num_warps": 1, "maxnreg": 128}
 
 
 def test_a_vector_is_16_bytes():

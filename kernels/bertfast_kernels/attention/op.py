@@ -81,7 +81,7 @@ def _launch_forward(
     elif plan.longest:
         launch(
             short_forward, (cdiv(n_heads, plan.heads_each), n_sequences + 1), *tensors, plan.heads_each, plan.longest, *numbers, **constants,
-            num_warps=tiling.short_forward_warps(size, wgmma), num_stages=1,
+            **tiling.short_forward_options(size, p > 0, wgmma),
         )  # fmt: skip
     if plan.shortest is not None:
         tile = tiling.long_forward_tile(qkv.element_size(), size, p > 0, wgmma)

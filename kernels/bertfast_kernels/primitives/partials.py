@@ -24,7 +24,7 @@ def sum_partials(partial_PKD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """float32 [P, K, D] -> [K, D] of `dtype`."""
     n_partials, k, columns = partial_PKD.shape
     out_KD = partial_PKD.new_empty((k, columns), dtype=dtype)
-    block = 32
+    block = 16
     grid = (-(-k * columns // block),)
-    launch(_sum_partials_kernel, grid, partial_PKD, out_KD, n_partials, K=k, D=columns, ROWS=64, BLOCK=block, num_warps=4)
+    launch(_sum_partials_kernel, grid, partial_PKD, out_KD, n_partials, K=k, D=columns, ROWS=256, BLOCK=block, num_warps=8)
     return out_KD

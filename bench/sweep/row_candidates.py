@@ -164,7 +164,7 @@ def _embedding_sums(make: Maker, rows: int, columns: int) -> Case:
         row = torch.arange(rows, device=make.device)
         # A few words are frequent, most are rare: the logarithm of a word's rank is uniform.
         words = (vocabulary ** torch.rand(rows, generator=make.generator, device=make.device)).long() - 1
-        ids = torch.cat((words, vocabulary + row // 20 % 2, vocabulary + 2 + row % min(39, positions)))
+        ids = torch.cat((words, vocabulary + row // 20 % 2, vocabulary + 2 + row % min(39, positions))).int()
         sorted_rows, order = torch.sort(ids, stable=True)
         return sorted_rows, order, make.normal(rows, columns, grad=False)
 

@@ -16,7 +16,7 @@ OLDEST = OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist loadfil
 # Files go to two processes in their order, the slow ones first (tests/conftest.py).
 TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check test clients bench bench-full findings lint oldest
+.PHONY: demo check test clients bench bench-full findings lint oldest gpu-kit
 
 demo: .venv/installed
 	.venv/bin/python -m bertfast.demo
@@ -80,3 +80,11 @@ oldest: .venv-oldest/installed
 	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	    > "$$(.clients/optimum/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_bertfast.pth"
 	touch $@
+
+# For a measuring machine that can fetch nothing: wheels for its Python 3.12 of what bertfast needs beside torch, Triton and transformers, and a peer of the kernels.
+gpu-kit: .venv/installed
+	mkdir -p .gpu-kit
+	.venv/bin/python -m pip download --constraint constraints.txt --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	    --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest .gpu-kit \
+	    annotated_types datasets dill google_crc32c hjson lazy_loader liger_kernel msgpack multiprocess py-cpuinfo pydantic pydantic_core typing_inspection
+	.venv/bin/python -m pip wheel --constraint constraints.txt --no-deps --wheel-dir .gpu-kit deepspeed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.report.gpu_tables import GPU_TABLES
 from bench.report.rows import Row
 from bench.report.tables import TABLES
 
@@ -35,7 +36,7 @@ def _device(row: Row) -> str:
 def report(rows: Sequence[Row], plots: Sequence[Path] = ()) -> list[str]:
     """The lines of report.md: for each suite that has rows its table, where it comes from, and its plots."""
     lines = ["# Benchmarks", "", *INTRODUCTION, ""]
-    for suite, (title, make) in TABLES.items():
+    for suite, (title, make) in (TABLES | GPU_TABLES).items():
         found = [row for row in rows if row["suite"] == suite]
         if found:
             lines += [f"## {title}", "", *compact(make(found)), *(f"{line}  " for line in origin(found)), ""]

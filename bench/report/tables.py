@@ -204,5 +204,4 @@ TABLES = {
     "export": ("Exported models", export_table),
     "scale": ("Scale", scale_table),
     "recipes": ("Recipes", recipes_table),
-    "kernels": ("Kernels", kernels_table),
 }

@@ -243,10 +243,9 @@ class RunConfig(Block):
     keep_checkpoints: int = Field(default=2, ge=1)
     early_stopping_patience: int | None = Field(default=None, ge=1)  # evaluations without a better metric
     packing_invariant_dropout: bool | None = None  # left out: on for a GPU, off on a CPU, where it is slower
-    # Forward and backward as CUDA graphs, on micro-batches padded to few sizes. "auto": on a GPU wherever the rest of the config allows it, and the
-    # run's log says where it does not. true: an error where it cannot be. Off unless asked for: it is tested on a CPU with a stub that stands in for
-    # CUDA, and has not been run on a GPU yet (python -m bench.bench_gpu_step --parts busy losses does that).
-    cuda_graphs: Literal["auto"] | bool = False
+    # Steps as CUDA graphs, on batches padded to few sizes. "auto": whole steps, on one GPU in 16 bits, wherever the rest of the config allows it; the run's
+    # log says where it does not. true: an error where it cannot be; beside DeepSpeed's own step (several ranks, float32) forward and backward are then recorded.
+    cuda_graphs: Literal["auto"] | bool = "auto"
     threads: int | None = Field(default=None, ge=1)  # CPU threads per rank; left out: OMP_NUM_THREADS, or else a rank's part of the cores
 
 

@@ -54,6 +54,8 @@ def graphs_for(
     if wanted is False:
         return None, None
     reason = obstacle(config, device if capture is None else None, invariant_dropout)
+    if reason is None and wanted == "auto":
+        reason = "beside DeepSpeed's own step forward and backward are recorded only where the config says true"
     if reason is None:
         graphed = GraphedForward(model, (capture or CudaCapture)(device), lends=sizes.micro_steps == 1, strict=wanted is True)
         model.forward = graphed

@@ -225,7 +225,9 @@ def test_a_plain_config_has_no_obstacle_on_a_gpu_and_one_on_a_cpu():
         assert obstacle(config_of({"zero_optimization": {"stage": stage}}), torch.device("cuda"), True) is None
     assert "by key" in obstacle(config_of(), torch.device("cuda"), False)
     assert graphs_for(None, config_of(run={"cuda_graphs": "auto"}), sizes, cpu, False) == (None, None)
-    assert graphs_for(None, config_of(), sizes, torch.device("cuda"), True) == (None, None)
+    graphed, line = graphs_for(None, config_of(), sizes, torch.device("cuda"), True)
+    assert graphed is None and "only where the config says true" in line
+    assert graphs_for(None, config_of(run={"cuda_graphs": False}), sizes, torch.device("cuda"), True) == (None, None)
     with pytest.raises(ConfigError, match="the device is a CPU"):
         graphs_for(None, config_of(run={"cuda_graphs": True}), sizes, cpu, True)
 

@@ -42,13 +42,14 @@ def test_no_farther_from_float64_than_transformers(device, dtype):
     torch.manual_seed(2)
     config = BertConfig(num_labels=3) if ON_GPU else bert_config(num_labels=3)
     theirs = BertForSequenceClassification(config).eval().to(device)
-    batch = {name: value.to(device) for name, value in features(n=64 if ON_GPU else 8, num_labels=3, longest=40 if ON_GPU else 20).items()}
+    batch = features(n=64 if ON_GPU else 8, num_labels=3, longest=40 if ON_GPU else 20)
     del batch["labels"]
+    packed, batch = PackedBatch.from_features(batch).to(device), {name: value.to(device) for name, value in batch.items()}
     ours = BertClassifier.from_transformers(theirs).eval().to(device, dtype)
     with torch.inference_mode():
         truth = theirs.double()(**batch).logits
         their_logits = theirs.to(dtype)(**batch).logits
-        our_logits = ours(PackedBatch.from_features(batch).to(device))
+        our_logits = ours(packed)
     error, their_error = ((logits.double() - truth).square().mean().sqrt().item() for logits in (our_logits, their_logits))
     if dtype == torch.float32:
         assert (our_logits - truth).abs().max() < TRITON_LOGITS

@@ -60,10 +60,8 @@ def build_engine(model: BertEncoder, config: Config, sizes: BatchSizes, total_st
     from deepspeed.utils.logging import set_log_level_from_string
 
     resolved = resolve_deepspeed(config, sizes, total_steps, ranks.device.type, model.config.hidden_size)
-    precision, is_whole = (
-        resolve_precision(config.deepspeed, ranks.device.type),
-        takes_whole_steps(config, sizes.world_size, ranks.device.type),
-    )
+    precision = resolve_precision(config.deepspeed, ranks.device.type)
+    is_whole = takes_whole_steps(config, sizes.world_size, ranks.device.type)
     if precision != "fp32" and precision not in resolved:
         model.compute_dtype = DTYPES[precision]
     block, optimization = resolved["optimizer"], config.bertfast.optimization
@@ -72,7 +70,7 @@ def build_engine(model: BertEncoder, config: Config, sizes: BatchSizes, total_st
     groups = trained_groups(model, params, optimization)
     names = [group.pop("name", None) for group in groups]  # DeepSpeed copies groups by their keys, and knows these not
     depths = [group.pop("depth", 0) for group in groups]
-    optimizer = None
+    optimizer: torch.optim.Optimizer | None = None
     if is_own_adamw(block, config.zero.offloads_optimizer):
         keeps_float32 = (
             not is_whole

@@ -288,7 +288,7 @@ class GpuAdamW(AdamW):
         self.launch(self.table(self.readable(gradients)))
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure: it would be evaluated on the parameters
         """torch's: by the gradients of the parameters themselves."""
         assert closure is None
         self.take_step([parameter.grad for parameter in self._group_of])

@@ -13,10 +13,10 @@ export PYTHONUNBUFFERED=1 BERTFAST_COMMIT=${BERTFAST_COMMIT:-}
 python=${PYTHON:-python3}
 failed=
 
-# run NAME SECONDS COMMAND...: its output goes to a log, the end of it to the screen
+# run NAME SECONDS COMMAND...: its output goes to a log, the end of it to the screen. At its limit it is interrupted as by Ctrl-C, at which pytest still tells what failed.
 run() {
     local name=$1 seconds=$2 began=$SECONDS; shift 2
-    timeout "$seconds" "$@" >"$out/$name.log" 2>&1
+    timeout --signal=INT --kill-after=20 "$seconds" "$@" >"$out/$name.log" 2>&1
     local code=$?
     echo "== $name: exit code $code after $((SECONDS - began)) s"; tail -n "${LINES_SHOWN:-25}" "$out/$name.log"
     [ $code -eq 0 ] || failed="$failed $name"
@@ -27,7 +27,7 @@ for step in $steps; do
     check) run check 60 $python -c 'import torch, triton, deepspeed, bertfast_kernels; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())' ;;
     sanitize)  # memcheck alone: racecheck stops at the first attention kernel with an error of its own (compute-sanitizer of CUDA 13.0)
         run sanitize 240 compute-sanitizer --tool memcheck --error-exitcode 3 $python -m tests.support.one_of_each ;;
-    tests) run tests 240 $python -m pytest -q --tb=short -p no:cacheprovider -n "${WORKERS:-14}" --dist load tests/kernels tests/model/test_triton.py \
+    tests) run tests 240 $python -m pytest -q --tb=short -p no:cacheprovider -n "${WORKERS:-14}" --dist load --maxfail=40 tests/kernels tests/model/test_triton.py \
         -m triton --ignore=tests/kernels/test_compile.py --ignore-glob='*/test_mutations.py' ;;
     kernels) run kernels 300 $python -m bench.bench_kernels --output "$out/kernels.jsonl" ;;
     sweep) run sweep 200 $python -m bench.sweep --output "$out/sweep.jsonl" --table "$out/launches.json" ;;

@@ -51,12 +51,14 @@ OFFLOAD = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
     [
         pytest.param({"stage": 1}, 1, "cpu", 0, id="one-cpu-rank-has-nothing-to-divide"),
         pytest.param({"stage": 1}, 2, "cpu", 1, id="two-cpu-ranks"),
-        pytest.param({"stage": 1}, 1, "cuda", 1, id="one-gpu"),
+        pytest.param({"stage": 1}, 1, "cuda", 0, id="one-gpu-takes-its-own-steps"),
+        pytest.param({"stage": 1}, 2, "cuda", 1, id="two-gpus"),
+        pytest.param({"stage": 3}, 1, "cuda", 3, id="one-gpu-with-weights-gathered"),
         pytest.param({"stage": 0}, 1, "cuda", 0, id="one-gpu-with-nothing-divided"),
         pytest.param(OFFLOAD, 1, "cpu", 2, id="offload"),
     ],
 )
-def test_zero_on_a_lone_cpu_rank_is_stage_0(zero, ranks, device, stage):
+def test_zero_on_a_lone_rank_is_stage_0(zero, ranks, device, stage):
     config = load_config(
         {"zero_optimization": zero, "bf16": {"enabled": True}, "bertfast": {"task": "sst2", "model": {"checkpoint": "bert"}}}
     )

@@ -49,6 +49,11 @@ class Target:
         """Whether its tensor cores read their operands from shared memory."""
         return self.backend == "cuda" and isinstance(self.arch, int) and self.arch >= 90
 
+    @property
+    def hopper(self) -> bool:
+        """Whether its compute capability is 9.0."""
+        return self.backend == "cuda" and self.arch == 90
+
     def gpu(self) -> Any:
         """Triton's name for it."""
         return load_triton().backends.compiler.GPUTarget(self.backend, self.arch, self.warp_size)
@@ -147,7 +152,7 @@ def launches_of(shape: EncoderShape) -> tuple[Launch, ...]:
 
 
 def _launches_on(shape: EncoderShape, target: Target) -> tuple[Launch, ...]:
-    return launches_of(replace(shape, wgmma=target.wgmma, warp_size=target.warp_size))
+    return launches_of(replace(shape, hopper=target.hopper, wgmma=target.wgmma, warp_size=target.warp_size))
 
 
 def _identity(launch: Launch) -> tuple[Any, ...]:

@@ -26,6 +26,7 @@ class EncoderShape:
     segments: int = 2
     num_labels: int | None = 2  # classes of the cross entropy; None where there is none, as for a regression
     gelu: str = "none"
+    hopper: bool = True  # registers are limited as was timed on an H100
     wgmma: bool = True  # attention's tiles are those of a GPU whose tensor cores read from shared memory
     warp_size: int = 32  # and has warps of so many threads
 

@@ -54,6 +54,12 @@ def _has_wgmma(device: torch.device) -> bool:
 
 
 @functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    """Whether a GPU has NVIDIA's compute capability 9.0."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@functools.cache
 def _warp_size(device: torch.device) -> int:
     """Threads of a warp; the interpreter has none, and takes what most GPUs have."""
     return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
@@ -61,7 +67,7 @@ def _warp_size(device: torch.device) -> int:
 
 def _launch_forward(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, p: float, site: int, key: Tensor | None, example_ids: Tensor | None,
-    plan: tiling.AttentionPlan | None = None, wgmma: bool | None = None,
+    plan: tiling.AttentionPlan | None = None, wgmma: bool | None = None, hopper: bool | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out [T, N H], stats float32 [2, N, T])."""
     n_tokens, _, n_heads, size = qkv.shape
@@ -81,7 +87,7 @@ def _launch_forward(
     elif plan.longest:
         launch(
             short_forward, (cdiv(n_heads, plan.heads_each), n_sequences + 1), *tensors, plan.heads_each, plan.longest, *numbers, **constants,
-            **tiling.short_forward_options(size, p > 0, wgmma),
+            **tiling.short_forward_options(size, p > 0, wgmma, _is_hopper(qkv.device) if hopper is None else hopper),
         )  # fmt: skip
     if plan.shortest is not None:
         tile = tiling.long_forward_tile(qkv.element_size(), size, p > 0, wgmma)
@@ -259,7 +265,7 @@ def variants(shape: EncoderShape) -> list[Launch]:
         for dropout in shape.dropouts():
             bits = (dropout.p, 1, dropout.key, dropout.example_ids)
             for plan in sorted(plans, key=str):
-                out, _ = _launch_forward(qkv, cu_seqlens, shape.max_seqlen, *bits, plan, shape.wgmma)
+                out, _ = _launch_forward(qkv, cu_seqlens, shape.max_seqlen, *bits, plan, shape.wgmma, shape.hopper)
                 _launch_backward(out, qkv, out, stats, cu_seqlens, shape.max_seqlen, *bits, plan, shape.wgmma, shape.warp_size)
             out, _ = _launch_cls_forward(q, kv, cu_seqlens, *bits)
             _launch_cls_backward(out, q, kv, out, stats, cu_seqlens, *bits)

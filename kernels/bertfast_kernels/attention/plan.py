@@ -62,11 +62,11 @@ def attention_plan(n_tokens: int, n_sequences: int, max_seqlen: int, element_siz
     return AttentionPlan(LIMIT, LIMIT + 1 if max_seqlen > LIMIT else None, 4 if n_tokens <= 24 * n_sequences else 1)
 
 
-def short_forward_options(head_size: int, dropout: bool, wgmma: bool) -> dict[str, int]:
+def short_forward_options(head_size: int, dropout: bool, wgmma: bool, hopper: bool) -> dict[str, int]:
     """What a launch is told. With dropout the compiler takes 174 registers, room for two programs a multiprocessor of an H100; held to 168 it does with 143,
-    room for three: 12.5 us in place of 14.0 for 32 sequences of MNLI's lengths, 62.4 in place of 75.1 for 420."""
+    room for three: 12.5 us in place of 14.0 for 32 sequences of MNLI's lengths, 62.4 in place of 75.1 for 420. On sm_100 so few registers spill 40 bytes in fp16."""
     warps = 4 if wgmma or head_block(head_size) <= 32 else 8
-    return {"num_warps": warps, "num_stages": 1} | ({"maxnreg": 168} if wgmma and dropout else {})
+    return {"num_warps": warps, "num_stages": 1} | ({"maxnreg": 168} if hopper and dropout else {})
 
 
 def medium_forward_tile(wgmma: bool) -> Tile:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -62,7 +63,9 @@ def test_every_shipped_config_fits_every_target(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [CompiledKernel(**row) for row in json.loads(done.stdout.splitlines()[-1])]
     assert [row for row in rows if not row.fits or row.spills] == []
-    by_target = {target: {(row.kernel, row.shape_class) for row in rows if row.target == target} for target in TARGETS}
+    # The tiles of attention, M queries by L keys, are each target's own.
+    shape_of = lambda row: re.sub(r" [ML]=\d+", "", row.shape_class)  # noqa: E731
+    by_target = {target: {(row.kernel, shape_of(row)) for row in rows if row.target == target} for target in TARGETS}
     assert len({frozenset(kernels) for kernels in by_target.values()}) == 1 and {row.dtype for row in rows} == {"float16"}
     assert {"embedding_forward", "layer_norm_backward", "bias_gelu_backward"} <= {row.kernel for row in rows}
 

@@ -154,7 +154,7 @@ class Operators:
         return add("Reshape", [turned, self.constant("heads.join", [0, 0, self.config.hidden_size], np.int64)], f"{name}.joined")
 
     def last_attention(self, x: str, name: str) -> tuple[str, str]:
-        """Self-attention of column 0 to all columns, and x of column 0: each [B, D]."""
+        """Self-attention of column 0 to all columns, and x of column 0: each [B, D]. Asked only of operators that say attends_first_alone, and theirs to write."""
         raise NotImplementedError
 
     def add_norm(self, x: str, residual: str, name: str) -> str:

@@ -1,7 +1,7 @@
 """Where the time of a training step goes: a torch profiler around some steps, its trace, and a page that a person can read.
 
-On a GPU time is that of kernels; launch gaps are what lies between them. On a CPU time is that of operators, without those they call; what no operator
-accounts for is Python's (and DeepSpeed's) own.
+On a GPU time is that of kernels; launch gaps are what lies between them. On a CPU time is that of operators, without those they call, the C++ kernels'
+among them (`bertfast::norm_forward`); what no operator accounts for is Python's (and DeepSpeed's) own.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ WARM_UP_STEPS, PROFILED_STEPS = 3, 5  # of a run, counted from its first step
 Item = TypeVar("Item")
 # The first word that occurs in the name of an operator or kernel decides; the optimizer's kernels are products of no matrices, so they come first.
 _KINDS = (
-    ("optimizer", ("adam", "optimizer", "clip_grad", "multi_tensor", "foreach")),
+    ("optimizer", ("adam", "optimizer", "clip_grad", "multi_tensor", "foreach", "bertfast::squares", "bertfast::moved")),
     ("attention", ("attention", "softmax", "bmm", "flash", "sdpa", "fmha")),
     ("GEMM", ("addmm", "::mm", "linear", "matmul", "gemm", "cutlass", "mkldnn", "nvjet")),
-    ("copies", ("copy", "memcpy", "memset", "_to_copy", "zero_", "fill_")),
+    ("copies", ("copy", "memcpy", "memset", "_to_copy", "zero_", "fill_", "bertfast::transpose")),
 )
 ELEMENTWISE, OUTSIDE = "elementwise", "outside operators"
 

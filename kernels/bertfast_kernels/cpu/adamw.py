@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from bertfast_kernels.cpu.calls import kernels, pointer
+from bertfast_kernels.cpu.calls import pointer, run
 from bertfast_kernels.cpu.products import keep_half, room_for_half
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -43,7 +43,7 @@ class CpuAdamW(AdamW):
         values = [grad._values() if grad.is_sparse else grad for grad in self._coalesced().values()]
         arrays = (ctypes.c_void_p * len(values))(*(value.data_ptr() for value in values))
         counts = (ctypes.c_long * len(values))(*(value.numel() for value in values))
-        norm = kernels().bertfast_squares(arrays, counts, len(values), torch.get_num_threads()) ** 0.5
+        norm = run("squares", arrays, counts, len(values), torch.get_num_threads()) ** 0.5
         self._factor = min(1.0, max_norm / (norm + 1e-6)) if norm == norm else norm  # a NaN reaches the weights, as torch's does
         return norm
 
@@ -70,7 +70,7 @@ class CpuAdamW(AdamW):
                 halves += [] if half is None else [(parameter, half)]
                 place.rate, place.decay = float(group["lr"]), group["weight_decay"]
                 place.correction1, place.correction2 = 1 - beta1**step, 1 - beta2**step
-            kernels().bertfast_adamw(described, len(parameters), beta1, beta2, group["eps"], factor, torch.get_num_threads())
+            run("adamw", described, len(parameters), beta1, beta2, group["eps"], factor, torch.get_num_threads())
             torch.autograd.graph.increment_version(parameters)
             for parameter, half in halves:
                 keep_half(parameter, half, self)
@@ -120,7 +120,7 @@ class CpuAdamW(AdamW):
             kept is None or kept[0][0] is not mean or kept[0][1] is not square or kept[1] != versions
         ):  # loaded ones may lie where others lay
             moved = torch.empty(len(parameter), dtype=torch.uint8)
-            kernels().bertfast_moved(pointer(mean), pointer(square), *parameter.shape, pointer(moved), torch.get_num_threads())
+            run("moved", pointer(mean), pointer(square), *parameter.shape, pointer(moved), torch.get_num_threads())
             kept = self._moved[parameter] = ((mean, square), versions, moved)
         return kept[2]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bertfast_kernels.cpu.calls import is_half, kernels, pointer
+from bertfast_kernels.cpu.calls import is_half, pointer, run
 
 # T tokens, B sequences, N heads, H head size
 
@@ -40,8 +40,14 @@ class _Attention(torch.autograd.Function):
         out = (x if q is None else q).new_empty(len(x if q is None else q), x.shape[2] * x.shape[3])
         if q is None:
             out[int(bounds[-1]) :] = 0
-        kernels().bertfast_attention_forward(
-            *_batch(x, q, bounds, keep, offsets, ctx.scale), *_queries(x, q), *_keys(x), pointer(out), out.shape[1], torch.get_num_threads()
+        run(
+            "attention_forward",
+            *_batch(x, q, bounds, keep, offsets, ctx.scale),
+            *_queries(x, q),
+            *_keys(x),
+            pointer(out),
+            out.shape[1],
+            torch.get_num_threads(),
         )
         ctx.save_for_backward(x, q, bounds, keep, offsets)
         return out
@@ -53,7 +59,8 @@ class _Attention(torch.autograd.Function):
         dout, dx, dq = dout.contiguous(), torch.empty_like(x), None if q is None else torch.empty_like(q)
         dx[int(bounds[-1]) :] = 0
         of_queries, row = _queries(x, q)
-        kernels().bertfast_attention_backward(
+        run(
+            "attention_backward",
             *_batch(x, q, bounds, keep, offsets, ctx.scale), pointer(dout), dout.shape[1], of_queries, _queries(dx, dq)[0], row,
             *_keys(x)[:2], *_keys(dx), torch.get_num_threads(),
         )  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bertfast_kernels.cpu.build import library
 from bertfast_kernels.dispatch import current_backend
+from bertfast_kernels.primitives.profiling import marked
 
 CPP_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -38,6 +40,13 @@ def kernels() -> ctypes.CDLL:
     found = library()
     assert found is not None, "there are no C++ kernels here"
     return found
+
+
+def run(name: str, *arguments: Any) -> Any:
+    """Call a C++ kernel by its name, without `bertfast_` before it; a profiler sees it as `bertfast::name`."""
+    kernel = getattr(kernels(), f"bertfast_{name}")
+    with marked(name):
+        return kernel(*arguments)
 
 
 def blocks(rows: int) -> int:

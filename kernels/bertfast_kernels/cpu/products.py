@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bertfast_kernels.cpu.build import library
+from bertfast_kernels.cpu.calls import run
 from bertfast_kernels.dispatch import current_backend
 
 # T rows, I inputs, O outputs
@@ -119,10 +120,9 @@ def _outer_sum(dy_TO: Tensor, x_TI: Tensor) -> Tensor:
 
 def transposed(x_TO: Tensor) -> Tensor:
     """x^T with its elements in that order. oneDNN takes nearly twice as long for a product whose left side is to be read by columns."""
-    found = library()
-    if found is None:
+    if library() is None:
         return x_TO.t()
     x_TO = x_TO.contiguous()
     out = x_TO.new_empty(x_TO.shape[::-1])
-    found.bertfast_transpose(x_TO.data_ptr(), *x_TO.shape, out.data_ptr(), torch.get_num_threads())
+    run("transpose", x_TO.data_ptr(), *x_TO.shape, out.data_ptr(), torch.get_num_threads())
     return out

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bertfast_kernels.cpu.calls import blocks, is_half, kernels, plain, pointer
+from bertfast_kernels.cpu.calls import blocks, is_half, plain, pointer, run
 from bertfast_kernels.primitives.masks import Dropout, row_mask
 
 # T tokens, D hidden, F feed-forward, V rows of a table
@@ -40,7 +40,8 @@ class _Norm(torch.autograd.Function):
         y, z = torch.empty_like(x), torch.empty_like(x)
         mean, rstd = x.new_empty(2, rows, dtype=torch.float32)
         of_columns = [plain(parameter) for parameter in (x_bias, weight, bias)]
-        kernels().bertfast_norm_forward(
+        run(
+            "norm_forward",
             is_half(x), pointer(x), pointer(of_columns[0]), pointer(residual), pointer(of_columns[1]), pointer(of_columns[2]), pointer(keep),
             ctx.scale, eps, rows, columns, pointer(y), pointer(z), pointer(mean), pointer(rstd), torch.get_num_threads(),
         )  # fmt: skip
@@ -56,7 +57,8 @@ class _Norm(torch.autograd.Function):
         dz = torch.empty_like(z)
         dx = dz if keep is None else torch.empty_like(z)
         partial, sums = z.new_empty(blocks(rows), 3, columns, dtype=torch.float32), z.new_empty(3, columns, dtype=torch.float32)
-        kernels().bertfast_norm_backward(
+        run(
+            "norm_backward",
             is_half(z), pointer(dy), pointer(z), pointer(of_columns), pointer(mean), pointer(rstd), pointer(keep), ctx.scale, rows, columns,
             pointer(dz), pointer(dx), pointer(partial), pointer(sums), torch.get_num_threads(),
         )  # fmt: skip
@@ -69,9 +71,7 @@ class _Gelu(torch.autograd.Function):
     def forward(ctx, x, bias, approximate):
         x, ctx.tanh, of_columns = x.contiguous(), approximate == "tanh", plain(bias)
         y = torch.empty_like(x)
-        kernels().bertfast_gelu_forward(
-            is_half(x), ctx.tanh, pointer(x), pointer(of_columns), *x.shape, pointer(y), torch.get_num_threads()
-        )
+        run("gelu_forward", is_half(x), ctx.tanh, pointer(x), pointer(of_columns), *x.shape, pointer(y), torch.get_num_threads())
         ctx.save_for_backward(x, bias)
         return y
 
@@ -81,7 +81,8 @@ class _Gelu(torch.autograd.Function):
         x, bias = ctx.saved_tensors
         dy, dx, of_columns = dy.contiguous(), torch.empty_like(x), plain(bias)
         partial, dbias = x.new_empty(blocks(len(x)), x.shape[1], dtype=torch.float32), x.new_empty(x.shape[1], dtype=torch.float32)
-        kernels().bertfast_gelu_backward(
+        run(
+            "gelu_backward",
             is_half(x), ctx.tanh, pointer(dy), pointer(x), pointer(of_columns), *x.shape, pointer(dx), pointer(partial), pointer(dbias),
             torch.get_num_threads(),
         )  # fmt: skip
@@ -98,7 +99,8 @@ class _Embedding(torch.autograd.Function):
         y, statistics = word.new_empty(rows, columns, dtype=dtype), word.new_empty(2, rows)
         keep, ctx.scale = _mask(y, dropout)
         sizes = (ctypes.c_long * 3)(*(len(table) for table in tables))
-        outside = kernels().bertfast_embedding_forward(
+        outside = run(
+            "embedding_forward",
             is_half(y), _pointers(ids), _pointers(tables), sizes, pointer(weight.detach()), pointer(bias.detach()), pointer(keep), ctx.scale, eps,
             rows, columns, pointer(y), *map(pointer, statistics), torch.get_num_threads(),
         )  # fmt: skip
@@ -116,7 +118,8 @@ class _Embedding(torch.autograd.Function):
         de = word.new_empty(rows, columns)
         partial, sums = word.new_empty(blocks(rows), 2, columns), word.new_empty(2, columns)
         threads = torch.get_num_threads()
-        kernels().bertfast_embedding_backward(
+        run(
+            "embedding_backward",
             is_half(dy), pointer(dy), _pointers(ids), _pointers(tables), pointer(weight.detach()), *map(pointer, statistics), pointer(keep), ctx.scale,
             rows, columns, pointer(de), pointer(partial), pointer(sums), threads,
         )  # fmt: skip
@@ -127,7 +130,7 @@ class _Embedding(torch.autograd.Function):
                 present, table_ids = torch.unique(table_ids, return_inverse=True)
                 table_ids = table_ids.to(torch.int32)
             grad = word.new_zeros(len(present) if is_sparse else len(table), columns)
-            kernels().bertfast_add_rows(pointer(de), pointer(table_ids), rows, columns, pointer(grad), threads)
+            run("add_rows", pointer(de), pointer(table_ids), rows, columns, pointer(grad), threads)
             grads.append(
                 torch.sparse_coo_tensor(present[None].long(), grad, table.shape, is_coalesced=True, check_invariants=False)
                 if is_sparse

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from bertfast_kernels.primitives.profiling import marked
+
 # T tokens, B sequences, D columns
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -77,7 +79,8 @@ def keyed_mask(
 def stream_mask(p: float, stream: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype = torch.bool) -> torch.Tensor:
     """The mask by stream, of `shape` on the CPU, 1 where an element is kept: the next 16 bits of the stream for each element."""
     elements = math.prod(shape)
-    words = stream.bit_generator.random_raw((elements + 3) // 4)
+    with marked("dropout_bits"):
+        words = stream.bit_generator.random_raw((elements + 3) // 4)
     bits = torch.from_numpy(words.view(np.int16))[:elements].view(shape)
     # Compared straight into `dtype`: by way of bool it takes seven times as long.
     return torch.ge(bits, round(p * 2**16) - 2**15, out=torch.empty(shape, dtype=dtype))

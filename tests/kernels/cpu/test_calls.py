@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bertfast.reporting.profiling import parts_of, shares_of, step_profiler
 from bertfast_kernels import bias_gelu, dropout_add_layer_norm, embedding_layer_norm, linear, query_and_keys, varlen_attention
 from tests.support.cpp_cases import needs_cpp
 
@@ -27,3 +28,15 @@ def test_a_gradient_of_gradients_is_refused(name):
     (gradient,) = torch.autograd.grad(op(x).float().square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         (gradient + x).square().sum().backward()
+
+
+def test_a_profiler_sees_them():
+    """Calls of ctypes are no operators of torch's: unmarked, a step's time would count as Python's."""
+    qkv = torch.randn(8192, 3, 4, 32, requires_grad=True)
+    bounds = torch.arange(0, 8193, 512, dtype=torch.int32)
+    with step_profiler(False) as profiler:
+        for _ in range(3):
+            varlen_attention(qkv, bounds, 512, None).sum().backward()
+    calls = {part.name: part.calls for part in parts_of(profiler)}
+    assert calls["bertfast::attention_forward"] == calls["bertfast::attention_backward"] == 3
+    assert shares_of(profiler)["attention"] > 0.5

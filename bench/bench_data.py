@@ -24,6 +24,7 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.harness.intervals import Ratio, take_turns, timing_rows
+from bench.harness.processes import command_environment
 from bench.harness.provenance import provenance
 from bench.harness.rows import keep, quartiles
 from bertfast.config.blocks import InputConfig
@@ -117,7 +118,7 @@ def start_once(folder: Path, kind: str, data: Path, checkpoint: str, rows: int |
     (folder / "config.json").write_text(json.dumps(config))
     command = [sys.executable, str(ROOT / "launch.py"), "CPU", "--config", str(folder / "config.json"), "--profile_startup"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "BERTFAST_CACHE": str(folder / "cache"), "PYTHONPATH": paths}
+    environment = command_environment(BERTFAST_CACHE=str(folder / "cache"), PYTHONPATH=paths)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise SystemExit(f"{shlex.join(command)} ended with exit code {done.returncode}:\n{done.stderr}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.intervals import MIN_ROUNDS, significant, take_turns, timing_rows
+from bench.harness.processes import command_environment
 
 PADDED = "a loop of transformers, padded to the longest"
 _LOOP = """
@@ -35,7 +35,7 @@ with open(output, "w", encoding="utf-8") as file, torch.inference_mode():
 
 def command_rows(checkpoint: Path, bundle: Path, variants: Sequence[str], source: Path, threads: int) -> list[dict[str, Any]]:
     """A row for each command over `source`, a TSV with a column named sentence."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = command_environment(OMP_NUM_THREADS=str(threads))
 
     def turn(*command: str) -> Callable[[int], float]:
         def run(_: int) -> float:
@@ -57,7 +57,7 @@ def command_rows(checkpoint: Path, bundle: Path, variants: Sequence[str], source
     common = {
         "suite": "inference",
         "measure": "command",
-        "case": f"whole commands, a file of {texts} texts, {threads} threads",
+        "case": f"whole commands, a file of {texts} text{'s' * (texts > 1)}, {threads} threads",
         "texts": texts,
     }
     rows = timing_rows({**common, "threads": threads}, seconds, [PADDED])

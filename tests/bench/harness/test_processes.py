@@ -1,8 +1,11 @@
 """bench.harness.processes: a program answers, says what it cannot do, and may die."""
 
+import subprocess
+import sys
+
 import pytest
 
-from bench.harness.processes import DIED, Fault, Program, one_line
+from bench.harness.processes import DIED, Fault, Program, command_environment, one_line
 
 ECHO = """
 import os, sys
@@ -42,3 +45,12 @@ def test_one_that_dies_is_told_of(echo):
 
 def test_a_fault_is_one_line():
     assert one_line(ValueError("first\nsecond")) == "ValueError: first" and one_line(KeyError()) == "KeyError: no reason given"
+
+
+def test_a_command_that_is_timed_keeps_its_bytecode(monkeypatch, tmp_path):
+    """Else each start of bertfast compiles what pip has compiled for its peers."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "a_module.py").write_text("")
+    command = [sys.executable, "-c", "import a_module"]
+    subprocess.run(command, env=command_environment(PYTHONPATH=str(tmp_path)), check=True)
+    assert len(list(tmp_path.rglob("a_module*.pyc"))) == 1

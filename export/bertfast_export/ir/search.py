@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -40,18 +40,41 @@ def search(
     network: Network, cases: list[Case], answers: Answers, evidence: list[Evidence], integers: str, say: Callable[[str], None]
 ) -> Found:
     """Recipes from the fastest on, each held by the judge to the grid and to examples: all products in int8 first, of which that with most of the answers
-    counts; then with ever more of the noisiest in float. The first with 99.5 % of the answers wins, or else the best that keeps its budget."""
+    counts; then with ever more of the noisiest in float. The first with 99.5 % of the answers wins, or else the best that keeps its budget. Where it was
+    tried on a part of the examples it must keep its budget on all of them, or the next one is taken."""
     if not evidence:
         return Found("none is written: without examples there is nothing to hold an int8 recipe against")
     statistics = _statistics(network, evidence)
     some = [sampled(part, _ASKED // len(evidence)) for part in evidence]
-    found, best = Found(""), None
+    is_part = any(len(few.logits) < len(part.logits) for few, part in zip(some, evidence, strict=True))
+    found = Found("")
+    kept: list[_Kept] = []
+
+    def judged(graph: onnx.ModelProto, examples: list[Evidence]) -> Verdict:
+        verdict = Verdict(verdict_name("openvino-int8"), BUDGETS[verdict_name("openvino-int8")])
+        judge_session(open_openvino(ir_of(graph, {}), "f32"), cases, answers, examples, verdict)
+        return verdict
+
+    def take(least: float) -> bool:
+        """Take the first of those kept that has so many of the answers, and holds on all examples."""
+        kept.sort(key=lambda attempt: -attempt.agreement)
+        while kept and kept[0].agreement >= least:
+            best = kept.pop(0)
+            fault = judged(best.graph, evidence).fault if is_part else None
+            if fault is None:
+                found.outcome, found.graph = f"{best.recipe.name}: {int8_share(network, best.recipe):.0%} of the work in int8", best.graph
+                return True
+            found.tried[best.number]["fault"] = fault
+            say(f"OpenVINO int8: {best.recipe.name}: not on all of the examples: {fault}")
+        return False
+
     for round_of_one_speed in _recipes(network, statistics):
         for recipe, seen in round_of_one_speed:
             graph = openvino_graph(network, integers, seen, recipe)
-            verdict = Verdict(verdict_name("openvino-int8"), BUDGETS[verdict_name("openvino-int8")])
-            judge_session(open_openvino(ir_of(graph, {}), "f32"), cases, answers, some, verdict)
+            verdict = judged(graph, some)
             agreement = min((part["agreement"] for part in verdict.data.values()), default=None)
+            if verdict.fault is None and agreement is not None:
+                kept.append(_Kept(agreement, recipe, graph, len(found.tried)))
             found.tried.append(
                 {
                     "recipe": recipe.name,
@@ -65,15 +88,20 @@ def search(
             answers_said = "the grid is out of budget" if agreement is None else f"{agreement:.2%} the same answers"
             over = ", out of budget" if agreement is not None and verdict.fault is not None else ""
             say(f"OpenVINO int8: {recipe.name} ({int8_share(network, recipe):.0%} of the work): {answers_said}{over}")
-            if verdict.fault is None and agreement is not None and (best is None or agreement > best[0]):
-                best = agreement, recipe, graph
-        if best is not None and best[0] >= _WANTED:
-            break
-    if best is None:
+        if take(_WANTED):
+            return found
+    if not take(0.0):
         found.outcome = f"none is written: of {len(found.tried)} recipes none keeps its budget; the last: {found.tried[-1]['fault']}"
-        return found
-    found.outcome, found.graph = f"{best[1].name}: {int8_share(network, best[1]):.0%} of the work in int8", best[2]
     return found
+
+
+class _Kept(NamedTuple):
+    """A recipe that keeps its budget on what it was tried on; number: its place among the tried."""
+
+    agreement: float
+    recipe: Recipe
+    graph: onnx.ModelProto
+    number: int
 
 
 def _statistics(network: Network, evidence: list[Evidence]) -> dict[float, dict[str, Statistics]]:

@@ -6,6 +6,7 @@ its input, which `compute_dtype` sets for all of them: float32 parameters can be
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,6 +69,10 @@ class BertEncoder(nn.Module):
         """What became of the checkpoint's weights, of a model that was loaded from one."""
         assert self.load_report is not None
         return self.load_report
+
+    def initialise_rest(self) -> None:
+        """Fill what the checkpoint that was loaded has left out."""
+        initialise(self, self.config.initializer_range, set(self.state_dict()).difference(self.loaded.loaded))
 
     def in_rows(self, batch: AnyBatch) -> AnyBatch:
         """The batch as the layers are to have it: in 16 bits on a CPU with padding tokens behind it, so that its number of rows is a common one.
@@ -134,16 +139,17 @@ class Reader(BertEncoder):
 class BertClassifier(Reader):
     """A BERT encoder with a head (see HeadConfig). `model(batch)` takes a PackedBatch and gives logits [B, C].
 
-    `config.num_labels` is C (1 means regression); see BertEncoder for the rest.
+    `config.num_labels` is C (1 means regression); see BertEncoder for the rest. Not `filled`, its matrices hold nothing yet.
     """
 
-    def __init__(self, config: BertConfig):
+    def __init__(self, config: BertConfig, filled: bool = True):
         super().__init__(config)
         assert config.num_labels is not None  # a BertConfig that is told nothing of labels has two
         self.num_labels = config.num_labels
         self.hidden = self.hidden_layers()
         self.classifier = self.classifier_of(self.num_labels)
-        self.apply(lambda module: initialise(module, config.initializer_range))
+        if filled:
+            initialise(self, config.initializer_range)
 
     def forward(self, batch: PackedBatch, bits: RandomBits | None = None) -> torch.Tensor:
         """Logits [B, C]. In training mode `bits` feeds dropout; left out, torch's generator seeds it."""
@@ -197,16 +203,18 @@ class BertClassifier(Reader):
             check_head_is_kept(config, head, str(folder_or_name))
         if head is not None:
             set_head(config, head)
-        model = cls(config)
+        model = cls(config, filled=False)
         state = without_layers(state, range(config.num_hidden_layers, n_layers), pooler=model.pooler is not None)
         model.load_report = model.load_transformers_state(state, source=str(folder_or_name), strict=strict)
+        model.initialise_rest()
         return model
 
     @classmethod
     def from_transformers(cls, model: BertForSequenceClassification) -> BertClassifier:
         """The same network as a transformers BertForSequenceClassification, with copies of its weights."""
-        ours = cls(model.config)
-        ours.load_transformers_state(model.state_dict(), source=type(model).__name__, strict=True)
+        ours = cls(model.config, filled=False)
+        ours.load_report = ours.load_transformers_state(model.state_dict(), source=type(model).__name__, strict=True)
+        ours.initialise_rest()
         return ours
 
     def load_transformers_state(self, state: dict[str, torch.Tensor], source: str, strict: bool = True) -> LoadReport:
@@ -243,15 +251,17 @@ def pack_of(batch: PackedBatch, bits: RandomBits | None, training: bool) -> Pack
     return Pack(batch.cu_seqlens, batch.max_seqlen, example_ids_T, batch.position_ids, bits)
 
 
-def initialise(module: nn.Module, std: float) -> None:
-    """BERT's initialisation of one module's own matrices."""
-    if isinstance(module, Linear):
-        nn.init.normal_(module.weight, std=std)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, Embeddings):
-        for table in (module.word, module.position, module.segment):
-            nn.init.normal_(table, std=std)
+def initialise(model: nn.Module, std: float, names: Collection[str] | None = None) -> None:
+    """BERT's initialisation of a model's matrices and of the biases beside them. names: of these parameters alone."""
+    for prefix, module in model.named_modules():
+        matrices = ("weight",) if isinstance(module, Linear) else ("word", "position", "segment") if isinstance(module, Embeddings) else ()
+        for name, parameter in module.named_parameters(recurse=False):
+            if names is not None and f"{prefix}.{name}".removeprefix(".") not in names:
+                continue
+            if name in matrices:
+                nn.init.normal_(parameter, std=std)
+            elif name == "bias" and isinstance(module, Linear):
+                nn.init.zeros_(parameter)
 
 
 class Embeddings(nn.Module):

@@ -42,11 +42,12 @@ class MultitaskClassifier(Reader):
     task's own. A task without an example in the batch has logits [0, C]: its head takes part all the same, with a gradient of 0.
     """
 
-    def __init__(self, config: BertConfig, tasks: Sequence[Task]):
+    def __init__(self, config: BertConfig, tasks: Sequence[Task], filled: bool = True):
         super().__init__(config)
         self.tasks = tuple(tasks)
         self.heads = nn.ModuleList(TaskHead(self, task.num_labels) for task in tasks)
-        self.apply(lambda module: initialise(module, config.initializer_range))
+        if filled:
+            initialise(self, config.initializer_range)
 
     def forward(self, batch: MixedBatch, bits: RandomBits | None = None) -> list[torch.Tensor]:
         x_BF, rows = self.read(batch, bits)
@@ -69,10 +70,11 @@ class MultitaskClassifier(Reader):
         config, state = read_checkpoint(folder_or_name, overrides)
         n_layers = config.num_hidden_layers
         set_head(config, head or HeadConfig())
-        model = cls(config, tasks)
+        model = cls(config, tasks, filled=False)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("classifier.", "head."))}
         state = without_layers(state, range(config.num_hidden_layers, n_layers), pooler=model.pooler is not None)
         model.load_report = load_state(model, state, str(folder_or_name), strict)
+        model.initialise_rest()
         return model
 
     def save_task(self, folder: str | Path, number: int, state: dict[str, torch.Tensor] | None = None) -> None:

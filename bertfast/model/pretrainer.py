@@ -27,13 +27,14 @@ class BertPretrainer(BertEncoder):
     What follows the last layer's attention is computed for the rows alone that are looked at: those of masked tokens and of [CLS].
     """
 
-    def __init__(self, config: BertConfig, next_sentence: bool = True):
+    def __init__(self, config: BertConfig, next_sentence: bool = True, filled: bool = True):
         super().__init__(config, _TiedEmbeddings)
         self.next_sentence = next_sentence
         self.pooler = Linear(config.hidden_size, config.hidden_size)
         self.predictions = _Predictions(config)
         self.seq_relationship = Linear(config.hidden_size, 2) if next_sentence else None
-        self.apply(lambda module: initialise(module, config.initializer_range))
+        if filled:
+            initialise(self, config.initializer_range)
         if not next_sentence:
             self.pooler.requires_grad_(False)  # kept as it came, for the fine-tuning that follows
 
@@ -59,8 +60,9 @@ class BertPretrainer(BertEncoder):
         """Load an encoder, and its pre-training heads where it has them, in float32. Raises CheckpointError as BertClassifier's does."""
         config, state = read_checkpoint(folder_or_name, overrides)
         check_tied(config, str(folder_or_name))
-        model = cls(config, next_sentence)
+        model = cls(config, next_sentence, filled=False)
         model.load_report = model.load_transformers_state(state, str(folder_or_name), strict)
+        model.initialise_rest()
         return model
 
     def load_transformers_state(self, state: dict[str, torch.Tensor], source: str, strict: bool = True) -> LoadReport:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from bertfast.engine.optimizer import adamw, linear_schedule, parameter_groups
@@ -213,6 +214,37 @@ def test_a_checkpoint_that_does_not_fit_names_the_tensors(tmp_path):
         BertClassifier.from_pretrained(str(tmp_path), overrides={"max_position_embeddings": 32})
     model = BertClassifier.from_pretrained(str(tmp_path), overrides={"max_position_embeddings": 32}, strict=False)
     assert "embeddings.position" in model.load_report.summary()
+
+
+@pytest.fixture
+def memory_of_nan():
+    """What nobody has filled is NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def test_what_a_checkpoint_lacks_is_made_as_bert_makes_it(tmp_path, memory_of_nan):
+    """And what it holds is left alone: a matrix beside a bias that is missing, too."""
+    BertForSequenceClassification(bert_config()).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    layer = "bert.encoder.layer.1."
+    lacks = ("output.dense.weight", "output.LayerNorm.weight", "attention.self.query.bias")
+    kept = {name: tensor for name, tensor in state.items() if not name.endswith(tuple(layer + part for part in lacks))}
+    kept = {name: tensor for name, tensor in kept.items() if "pooler" not in name and "classifier" not in name}
+    del kept["bert.embeddings.position_embeddings.weight"]
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    model = BertClassifier.from_pretrained(str(tmp_path), strict=False)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    made = model.layers[1].ffn_down.weight, model.pooler.weight, model.classifier.weight, model.embeddings.position
+    assert all(matrix.std().item() == pytest.approx(0.1, rel=0.2) for matrix in made)
+    assert model.layers[1].ffn_norm.weight.eq(1).all() and model.layers[1].qkv.bias.eq(0).all() and model.pooler.bias.eq(0).all()
+    theirs = [state[f"{layer}attention.self.{part}.weight"] for part in ("query", "key", "value")]
+    assert model.layers[1].qkv.weight.equal(torch.cat(theirs)) and model.embeddings.word.equal(
+        state["bert.embeddings.word_embeddings.weight"]
+    )
+    assert all(parameter.isfinite().all() for parameter in BertClassifier(bert_config()).parameters())
 
 
 def test_another_architecture_is_refused(tmp_path):

@@ -45,6 +45,7 @@ from bench.harness.rows import keep
 PARTS = ("file", "server", "one", "recipes")
 TASKS = {"sst2": ("SST-2", "dev"), "mnli": ("MNLI", "dev_matched")}
 LENGTHS_OF_ONE = {16: 40, 32: 40, 128: 16, 512: 6}  # tokens of one text: calls a round
+ROUNDS_OF_ONE = 20  # a call takes milliseconds
 SERVED = 16 * BATCH_SIZE  # examples of the server's case
 QUICK = (BASELINE, "OpenVINO bf16, two streams", "CTranslate2 int8, two workers", "bertfast optimized", "bertfast int8")
 PACKAGES = ("torch", "transformers", "tokenizers", "openvino", "nncf", "ctranslate2", "onnxruntime", "numpy")
@@ -153,7 +154,7 @@ def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argp
         with Contest(able, job, known) as contest:
             for case in cases:
                 print(f"{here['case']}, {case.name} ...", file=sys.stderr, flush=True)
-                yield from contest.rows(case, options.rounds if case.calls > 1 else MIN_ROUNDS, here)
+                yield from contest.rows(case, options.rounds or (ROUNDS_OF_ONE if case.calls > 1 else MIN_ROUNDS), here)
             faults |= contest.faults
         yield from ({**here, "contender": name, "fault": fault} for name, fault in faults.items())
 
@@ -215,7 +216,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         "--files", type=Path, help="a folder for what the peers' tools convert, kept for the next run of the same checkpoint"
     )
     parser.add_argument("--command", type=Path, metavar="TSV", help="whole commands over a file with a column named sentence, too")
-    parser.add_argument("--rounds", type=int, default=20, help="of one text at a time; the other cases have 8")
+    parser.add_argument("--rounds", type=int, help=f"left out: {ROUNDS_OF_ONE} of one text at a time, {MIN_ROUNDS} of the other cases")
     parser.add_argument(
         "--quick", action="store_true", help=f"{_QUICK_TEXTS} made-up texts, two threads, five contenders, texts of 16 and 128 tokens"
     )

@@ -19,7 +19,7 @@ from bench.harness.intervals import fastest, significant, take_turns, timing_row
 from bench.harness.processes import Fault, Program
 
 ALONE = 64  # examples that are answered once alone and once among others
-GOOD, ALL = 0.99, 1.0  # shares of the same answers; the strongest peer is named for each
+LEAST_SHARES = (0.0, 0.99, 1.0)  # of the same answers; the strongest peer is named for each
 WARM_UP = 2
 
 
@@ -118,7 +118,7 @@ class Contest:
         """Let them take turns: a row for each, with its ratios to eager float32 and to the strongest peers."""
         seconds = self.turns(case, rounds)
         peers = [runtime.name for runtime in self.runtimes if runtime.is_peer and runtime.name in seconds]
-        strongest = [fastest(seconds, (name for name in peers if self.facts[name]["same"] >= least)) for least in (GOOD, ALL)]
+        strongest = [fastest(seconds, (name for name in peers if self.facts[name]["same"] >= least)) for least in LEAST_SHARES]
         bases = list(dict.fromkeys([BASELINE, *filter(None, strongest)]))
         sizes = {runtime.name: runtime.file_bytes(self.job.place) for runtime in self.runtimes if runtime.name in seconds}
         rows = timing_rows({**common, "case": f"{common['case']}, {case.name}"}, seconds, bases)

@@ -153,8 +153,10 @@ def measure(asked: Asked, bundle: Path, files: Path, folder: Path, options: argp
         here = {**common, "case": f"{common['case']}, {threads} thread{'s' * (threads > 1)}", "threads": threads}
         with Contest(able, job, known) as contest:
             for case in cases:
-                print(f"{here['case']}, {case.name} ...", file=sys.stderr, flush=True)
-                yield from contest.rows(case, options.rounds or (ROUNDS_OF_ONE if case.calls > 1 else MIN_ROUNDS), here)
+                rounds = options.rounds or (ROUNDS_OF_ONE if case.calls > 1 else MIN_ROUNDS)
+                asked_for = f", {rounds} rounds" if options.rounds and not options.quick else ""  # beside the usual run, not in its place
+                print(f"{here['case']}, {case.name}{asked_for} ...", file=sys.stderr, flush=True)
+                yield from contest.rows(case._replace(name=case.name + asked_for), rounds, here)
             faults |= contest.faults
         yield from ({**here, "contender": name, "fault": fault} for name, fault in faults.items())
 

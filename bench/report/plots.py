@@ -87,7 +87,7 @@ def roofline(axes: Any, rows: Sequence[Row]) -> bool:
     return True
 
 
-def curve(axes: Any, rows: Sequence[Row]) -> bool:
+def agreement(axes: Any, rows: Sequence[Row]) -> bool:
     """Agreement against speed over a whole file, of everything that was tried: the losers stand lower or further left."""
     found = [row for row in rows if row["suite"] == "inference" and "same" in row and "whole file, tokenising out" in row["case"]]
     for case, marker in zip(dict.fromkeys(row["case"] for row in found), "osD^vP*X", strict=False):
@@ -98,15 +98,6 @@ def curve(axes: Any, rows: Sequence[Row]) -> bool:
             axes.annotate(row["contender"], at, fontsize=5, xytext=(2, 2), textcoords="offset points")
         axes.scatter([], [], marker=marker, color="black", label=case)
     axes.set(xscale="log", xlabel="texts a second (red: bertfast)", ylabel="share of answers equal to eager float32's")
-    return bool(found)
-
-
-def agreement(axes: Any, rows: Sequence[Row]) -> bool:
-    found = [row for row in rows if row["suite"] == "export" and row.get("agreement") is not None and "milliseconds" in row]
-    for row in found:
-        axes.scatter(row["milliseconds"][1], row["agreement"], s=16)
-        axes.annotate(f"{row['contender']}, {row['case']}", (row["milliseconds"][1], row["agreement"]), fontsize=6)
-    axes.set(xscale="log", xlabel="milliseconds a batch", ylabel="share of answers equal to the eager model's")
     return bool(found)
 
 
@@ -125,7 +116,6 @@ PLOTS: dict[str, Callable[[Any, Sequence[Row]], bool]] = {
     "step-throughput": throughput,
     "task-time_to_score": time_to_score,
     "kernels-roofline": roofline,
-    "inference-agreement": curve,
-    "export-agreement": agreement,
+    "inference-agreement": agreement,
     "scale-efficiency": efficiency,
 }

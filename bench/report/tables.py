@@ -9,7 +9,7 @@ from bench.harness.intervals import Ratio
 from bench.report.rows import Row, of_suite
 from bench.report.strongest import pairs, ratio_between
 
-SHARES = (("99 % or more", 0.99), ("all", 1.0))  # of the same answers as eager float32, and how they are called
+SHARES = (("any", 0.0), ("99 % or more", 0.99), ("all", 1.0))  # of the same answers as eager float32, and how they are called
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> list[str]:
@@ -40,7 +40,18 @@ def step_table(rows: Sequence[Row]) -> list[str]:
         (row["case"], row["contender"], "{}, **{}**, {}".format(*row["samples_per_second"]), _gigabytes(row), ratios_of(row))
         for row in found
     )
-    return [*lines, *table(header, every)]
+    parts = (
+        (
+            row["case"],
+            row["contender"],
+            f"{row['matrix_rate_share']:.0%}",
+            ", ".join(f"{kind} {share:.0%}" for kind, share in row["where"].items()),
+        )
+        for row in found
+        if "where" in row
+    )
+    where = table(("case", "contender", "of the machine's rate of products", "where the time of a step goes"), parts)
+    return [*lines, *table(header, every), *where]
 
 
 def _gigabytes(row: Row) -> str:
@@ -90,14 +101,6 @@ def data_table(rows: Sequence[Row]) -> list[str]:
         for row in found
     ]
     return table(("contender", "pairs/s", "seconds to the first step", "against"), figures)
-
-
-def export_table(rows: Sequence[Row]) -> list[str]:
-    found = of_suite(rows, "export", "milliseconds")
-    return table(
-        ("case", "contender", "ms a batch", "against"),
-        ((row["case"], row["contender"], row["milliseconds"][1], ratios_of(row)) for row in found),
-    )
 
 
 def inference_table(rows: Sequence[Row]) -> list[str]:
@@ -201,7 +204,6 @@ TABLES = {
     "packing": ("Packing", packing_table),
     "data": ("Data", data_table),
     "inference": ("Inference", inference_table),
-    "export": ("Exported models", export_table),
     "scale": ("Scale", scale_table),
     "recipes": ("Recipes", recipes_table),
 }

@@ -81,10 +81,11 @@ def test_a_quick_run_and_its_rows(asked, tmp_path, capsys):
 
 def test_pieces_of_a_run(asked, tmp_path):
     words = ["--size", "tiny", "--texts", "40", "--parts", "one", "--only", "bertfast int8", "--threads", "1", "2", "--rounds", "30"]
-    assert main([*words, "--files", str(tmp_path / "kept")]) == 0
+    assert main([*words, "--files", str(tmp_path / "kept"), "--output", str(tmp_path / "rows.jsonl")]) == 0
     assert [[runtime.name for runtime in contest.runtimes] for contest in asked] == [[BASELINE, "bertfast int8"]] * 2
     assert [(contest.job.threads, contest.asked) for contest in asked] == [(1, [("one", 30)] * 4), (2, [("one", 30)] * 4)]
     assert Tokens.load(tmp_path / "kept" / "calibration.npz").lengths.min() >= 5
+    assert "one text of 512 tokens, 30 rounds" in (tmp_path / "rows.jsonl").read_text()
 
 
 def test_every_recipe_is_held_against_eager_float32(asked, tmp_path):

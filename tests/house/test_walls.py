@@ -25,6 +25,7 @@ PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"
 MOST_FILES = 12
 KERNELS_MAY_IMPORT = {
     "__future__",
+    "contextlib",
     "dataclasses",
     "functools",
     "itertools",

@@ -88,14 +88,17 @@ def roofline(axes: Any, rows: Sequence[Row]) -> bool:
 
 
 def agreement(axes: Any, rows: Sequence[Row]) -> bool:
-    """Agreement against speed over a whole file, of everything that was tried: the losers stand lower or further left."""
+    """Agreement against speed over a whole file, of everything that was tried: the losers stand lower or further left. Named are those of each side that
+    nothing of that side beats in both."""
     found = [row for row in rows if row["suite"] == "inference" and "same" in row and "whole file, tokenising out" in row["case"]]
     for case, marker in zip(dict.fromkeys(row["case"] for row in found), "osD^vP*X", strict=False):
-        for row in (row for row in found if row["case"] == case):
-            ours = row["contender"].startswith("bertfast")
-            at = row["texts"] / row["seconds"][1], row["same"]
-            axes.scatter(*at, s=18, marker=marker, color="tab:red" if ours else "tab:blue")
-            axes.annotate(row["contender"], at, fontsize=5, xytext=(2, 2), textcoords="offset points")
+        for ours, colour in ((True, "tab:red"), (False, "tab:blue")):
+            side = [row for row in found if row["case"] == case and row["contender"].startswith("bertfast") == ours]
+            places = {row["contender"]: (row["texts"] / row["seconds"][1], row["same"]) for row in side}
+            for name, at in places.items():
+                axes.scatter(*at, s=18, marker=marker, color=colour, alpha=0.7)
+                if not any(other[0] >= at[0] and other[1] >= at[1] for other in places.values() if other != at):
+                    axes.annotate(name, at, fontsize=6, xytext=(3, -3), textcoords="offset points", rotation=-30, va="top", color=colour)
         axes.scatter([], [], marker=marker, color="black", label=case)
     axes.set(xscale="log", xlabel="texts a second (red: bertfast)", ylabel="share of answers equal to eager float32's")
     return bool(found)

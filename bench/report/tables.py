@@ -67,9 +67,13 @@ def task_table(rows: Sequence[Row]) -> list[str]:
     for row in of_suite(rows, "task", "metrics", "train_seconds"):
         scores = ", ".join(f"{split} {name} {value:.4f}" for split, found in row["metrics"].items() for name, value in found.items())
         size = f"{row['task']}, {row['rows'] or 'all'} rows, {row['epochs']} epochs"
-        seconds = f"{row['train_seconds']} ({row['note']})" if "note" in row else row["train_seconds"]
-        lines.append((size, row["contender"], seconds, row["samples_per_second"], ratios_of(row), scores))
+        lines.append((size, row["contender"], _noted(row, row["train_seconds"]), row["samples_per_second"], ratios_of(row), scores))
     return table(("task", "contender", "seconds", "samples/s", "against", "scores"), lines)
+
+
+def _noted(row: Row, figure: float) -> Any:
+    """A figure, with what is to be known of how it was measured."""
+    return f"{figure} ({row['note']})" if "note" in row else figure
 
 
 def packing_table(rows: Sequence[Row]) -> list[str]:
@@ -115,7 +119,7 @@ def inference_table(rows: Sequence[Row]) -> list[str]:
         (
             row["case"],
             row["contender"],
-            row["milliseconds"][1],
+            _noted(row, row["milliseconds"][1]),
             f"{row['same']:.2%}",
             f"{row['largest_difference']:g}",
             f"{row['alone_difference']:g}",

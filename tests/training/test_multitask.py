@@ -231,8 +231,8 @@ def test_two_ranks_and_zero_stages_follow_one_rank(folder):
         found = losses(folder, f"zero{stage}")
         assert max(abs(found[step] - truth[step]) for step in truth) < LOSSES_ZERO_STAGES, stage
     metrics = [json.loads((folder / run / "results.json").read_text())["metrics"] for run in ("alone", "zero0", "zero2")]
-    for other in metrics[1:]:  # the correlation of six scores that hardly differ magnifies what the losses are allowed
-        assert {key: pytest.approx(values, abs=1e-3) for key, values in metrics[0].items()} == other
+    for other in metrics[1:]:  # a correlation of a few scores that hardly differ magnifies what the losses are allowed
+        assert {key: pytest.approx(values, abs=1e-3 if key.startswith("score") else 1e-4) for key, values in metrics[0].items()} == other
 
 
 def test_a_resumed_run_meets_the_same_draws(folder):

@@ -60,7 +60,9 @@ def test_the_strongest_peer_of_each_case_is_named():
         {**row, **FACTS, **figures, "same": same[row["contender"]], "milliseconds": [1e3 * value for value in row["seconds"]]}
         for row in rows
     ]
+    rows[-1]["note"] = "disturbed"
     lines = report(rows)
+    assert any("| 1604.0 (disturbed) |" in line for line in lines)
     least = ("any", "99 % or more", "all")
     fastest, best, exact = (next(line for line in lines if line.startswith(f"| a file | {said} |")) for said in least)
     assert fastest.startswith("| a file | any | off (90.00%) | 100.0 | 504.0 | bertfast int8 (99.80%) | 0.20x [")

@@ -148,9 +148,11 @@ def bundle(checkpoint: Path, folder: Path) -> None:
     from bertfast_export.bundle.examples import configured
     from bertfast_export.bundle.source import Candidate
     from bertfast_export.contract import VARIANTS, Options
+    from bertfast_export.openvino_runtime import has_openvino
 
     block, make = load_config(checkpoint.parent / "config.json").bertfast, export.make_cases
-    options = Options(tuple(name for name in VARIANTS if name != "fp16"))  # which is for GPUs
+    variants = [name for name in VARIANTS if name != "fp16"] + ["openvino"] * has_openvino()  # fp16 is for GPUs
+    options = Options(tuple(variants))
     with mock.patch.object(export, "make_cases", lambda config: make(config)[:_ASKED]):
         source = Candidate(str(checkpoint), options, block)
         export.export_bundle(str(checkpoint), str(folder / "bundle"), options, configured(source.block), source)

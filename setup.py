@@ -54,6 +54,8 @@ setup(
         "pyyaml",
         "rich",
         "safetensors",
+        "scikit-learn",  # isotonic regression, of `bertfast calibrate`
+        "scipy",
         "tokenizers",
         "torch>=2.11",
         "transformers>=5.17",  # those before 5.10.1 trip over any folder called kernels; `make oldest` tests with 5.17

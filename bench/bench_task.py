@@ -1,6 +1,6 @@
 """Whole fine-tuning runs side by side: time and accuracy of bertfast, of transformers in a plain loop, and of transformers' Trainer.
 
-    python -m bench.bench_task --data DIR --checkpoint FOLDER [--tasks sst2 mnli cola stsb] [--quick] [--output FILE]
+    python -m bench.bench_task --data DIR --checkpoint FOLDER [--tasks sst2 mnli cola stsb topics] [--quick] [--output FILE]
 
 The same rows, epochs, batch size, rate and schedule. Each contender is a process of its own; a run is cut into segments of equally many steps, and
 the contenders take turns with them, so that their times can be compared segment by segment. Evaluation is not in the times: after every segment on a
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from bench.cases.topics import LABELS, write_topics
 from bench.harness.intervals import Ratio, timing_rows, turns
 from bench.harness.provenance import provenance
 from bench.harness.rows import keep
@@ -42,7 +43,9 @@ SETTINGS = {  # task: folder, training rows (None: all), epochs
     "mnli": ("MNLI", None, 2),
     "cola": ("CoLA", None, 2),
     "stsb": ("STS-B", None, 2),
+    "topics": ("../ag_news", None, 2),  # several labels a text, see cases/topics.py
 }
+TOPICS = {"name": "topics", "text_columns": ["text"], "label_column": "topics", "label_names": list(LABELS), "labels": "several"}
 BATCH_SIZE, LEARNING_RATE, WARMUP_RATIO, WEIGHT_DECAY = 32, 5e-5, 0.06, 0.01
 SEGMENTS = 10
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "numpy")
@@ -50,7 +53,7 @@ CONTENDERS = ("transformers bf16 autocast", "transformers Trainer bf16, length-g
 
 
 class Run(NamedTuple):
-    """What a contender is given. curve: rows of the dev set that are scored after each segment."""
+    """What a contender is given. data: the folder of the task. curve: rows of the dev set that are scored after each segment."""
 
     task: str
     data: Path
@@ -61,14 +64,14 @@ class Run(NamedTuple):
     curve: int
 
     def config(self, bf16: bool, model_dir: str = "runs/bench-task") -> dict[str, Any]:
-        data_dir, some = str(self.data / SETTINGS[self.task][0]), {"max_examples": self.rows} if self.rows else {}
+        data_dir, some = str(self.data), {"max_examples": self.rows} if self.rows else {}
         run = {"model_dir": model_dir, "epochs": self.epochs, "seed": self.seed, "warmup_ratio": WARMUP_RATIO, "logging_steps": 10**6}
         return {
             "gradient_clipping": 1.0,
             "bf16": {"enabled": bf16},
             "optimizer": {"type": "AdamW", "params": {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY}},
             "bertfast": {
-                "task": self.task,
+                "task": TOPICS if self.task == "topics" else self.task,
                 "model": {"checkpoint": self.checkpoint},
                 "train_input": {"data_dir": data_dir, "batch_size": BATCH_SIZE, **some},
                 "eval_input": {"data_dir": data_dir, "batch_size": 128},
@@ -148,7 +151,8 @@ def run_transformers(run: Run, pipe: Connection) -> dict[str, Any]:
     train, splits = datasets_of(run)
     task = train.task
     torch.manual_seed(run.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(run.checkpoint, num_labels=task.num_labels, dtype=torch.float32)
+    kind = {"problem_type": "multi_label_classification"} if task.is_multilabel else {}
+    model = AutoModelForSequenceClassification.from_pretrained(run.checkpoint, num_labels=task.num_labels, dtype=torch.float32, **kind)
     optimizer = torch.optim.AdamW(parameter_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE, fused=True)
     per_epoch = len(plan_examples(train.lengths, BATCH_SIZE, seed=run.seed))
     total = round(run.epochs * per_epoch)
@@ -161,7 +165,7 @@ def run_transformers(run: Run, pipe: Connection) -> dict[str, Any]:
         if index == 0:
             plan = plan_examples(train.lengths, BATCH_SIZE, seed=run.seed, epoch=epoch)
         features = train.batch(plan.micro_batches(index, 0)[0]).to_features()
-        features["labels"] = features["labels"].long() if task.num_labels > 1 else features["labels"]
+        features["labels"] = features["labels"] if task.is_regression or task.is_multilabel else features["labels"].long()
         model.train()
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(**features).loss
@@ -188,7 +192,8 @@ def run_trainer(run: Run, pipe: Connection) -> dict[str, Any]:
     train, splits = datasets_of(run)
     task = train.task
     torch.manual_seed(run.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(run.checkpoint, num_labels=task.num_labels, dtype=torch.float32)
+    kind = {"problem_type": "multi_label_classification"} if task.is_multilabel else {}
+    model = AutoModelForSequenceClassification.from_pretrained(run.checkpoint, num_labels=task.num_labels, dtype=torch.float32, **kind)
     part = curve_set(run, next(iter(splits.values())))
 
     class TakingTurns(TrainerCallback):
@@ -206,7 +211,7 @@ def run_trainer(run: Run, pipe: Connection) -> dict[str, Any]:
         found = []
         for index in range(len(train)):
             batch = train.batch(np.array([index]))
-            label = float(train.labels[index]) if task.num_labels == 1 else int(train.labels[index])
+            label = train.labels[index].astype(float if task.is_regression or task.is_multilabel else int).tolist()
             ids = {"input_ids": batch.input_ids.tolist(), "token_type_ids": batch.token_type_ids.tolist()}
             found.append({**ids, "attention_mask": [1] * batch.num_tokens, "labels": label, "length": batch.num_tokens})
         return found
@@ -232,7 +237,7 @@ def datasets_of(run: Run) -> tuple[EncodedDataset, dict[str, EncodedDataset]]:
 
     block = load_config(run.config(False)).bertfast
     tokenizer = AutoTokenizer.from_pretrained(run.checkpoint)
-    train = load_dataset_for(get_task(run.task), block.train_input, "train", tokenizer, run.seed)
+    train = load_dataset_for(get_task(block.task), block.train_input, "train", tokenizer, run.seed)
     return train, {split: load_dataset_for(train.task, block.eval_input, split, tokenizer, run.seed) for split in train.task.eval_splits}
 
 
@@ -338,10 +343,11 @@ def main(words: Sequence[str] | None = None) -> int:
     names = options.contenders or ((CONTENDERS[0], CONTENDERS[-1]) if options.quick else CONTENDERS)
     facts, rows = {"seed": options.seed, **provenance("bench.bench_task", PACKAGES)}, []
     for task in options.tasks or (["sst2"] if options.quick else list(SETTINGS)):
-        _, count, epochs = SETTINGS[task]
-        count = options.rows or (320 if options.quick else count)
-        run = Run(task, options.data, options.checkpoint, count, epochs, options.seed, options.curve or (64 if options.quick else 500))
-        rows += keep(measure(run, names), facts, options.output)
+        name, count, epochs = SETTINGS[task]
+        count, curve = options.rows or (320 if options.quick else count), options.curve or (64 if options.quick else 500)
+        with tempfile.TemporaryDirectory() as made:
+            folder = write_topics(options.data / name, Path(made)) if task == "topics" else options.data / name
+            rows += keep(measure(Run(task, folder, options.checkpoint, count, epochs, options.seed, curve), names), facts, options.output)
     print(summary(rows))
     return 0
 

@@ -1,4 +1,5 @@
 from .config import load_config as load_config
+from .inference import Classifier as Classifier
 from .model import BertClassifier as BertClassifier
 from .packing import PackedBatch as PackedBatch
 from .packing import plan_examples as plan_examples

@@ -19,7 +19,7 @@ from bertfast.config import (
 )
 from bertfast.data import EncodedDataset
 from bertfast.engine import Precision, thaw_step, trained_groups
-from bertfast.model import BertEncoder, Loss, class_weights
+from bertfast.model import BertEncoder, Loss, class_weights, positive_weights
 from bertfast.packing import Plan
 from bertfast.tasks import Task
 from bertfast.wording import counted
@@ -27,12 +27,16 @@ from bertfast.wording import counted
 
 def check_loss(block: LossConfig, task: Task, train: EncodedDataset) -> Found:
     """The loss that a block asks for, on these labels."""
-    loss = Loss(block, task.num_labels, train.training_labels)
-    kind = "squared error" if task.num_labels == 1 else "focal loss" if block.focal_gamma else "cross entropy"
+    names = None if task.is_regression else task.class_names
+    loss = Loss(block, task.num_labels, train.training_labels, names=names)
+    kind = "squared error" if task.is_regression else "focal loss" if block.focal_gamma else "cross entropy"
+    kind += " of each label" if task.is_multilabel else ""
     more = [f"{name} {value:g}" for name in ("label_smoothing", "focal_gamma", "r_drop") if (value := getattr(block, name))]
-    weights = class_weights(block, task.num_labels, train.training_labels)
-    if weights is not None:
-        more.append("class weights " + ", ".join(f"{weight:.3g}" for weight in weights))
+    weights = class_weights(block, task.num_labels, train.training_labels, names)
+    of_positives = positive_weights(block, task.num_labels, train.training_labels, names)
+    for name, values in (("class weights", weights), ("weights of labels that hold", of_positives)):
+        if values is not None:
+            more.append(f"{name} " + ", ".join(f"{weight:.3g}" for weight in values))
     warning = "every class has the weight 0, so nothing is trained" if weights is not None and not any(weights) else ""
     return Found(loss, "; ".join([kind, *more]), warning)
 

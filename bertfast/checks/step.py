@@ -40,7 +40,7 @@ def check_step(model: BertClassifier, plan: Plan, train: EncodedDataset, loss_of
     model.train()
     loss = loss_of(model(batch), batch.labels) / len(indices)
     shown = step_facts(model, loss, ", ".join(train.where(int(index)) for index in indices))
-    chance = f" (guessing: {math.log(model.num_labels):.3f})" if loss_of.is_plain and model.num_labels > 1 else ""
+    chance = "" if loss_of.chance is None else f" (guessing: {loss_of.chance:.3f})"
     return Found(loss.item(), f"{counted(len(indices), 'example')}, {batch.num_tokens} tokens: loss {loss.item():.3f}{chance}, {shown}")
 
 

@@ -58,7 +58,13 @@ def check_weights(config: Config, checkpoint: tuple[Path, BertConfig], task: Tas
     new_head, head = head_to_train(config.bertfast)
     torch.manual_seed(config.bertfast.run.seed)
     model = BertClassifier.from_pretrained(
-        str(checkpoint[0]), task.num_labels, task.label_names, strict=block.strict, new_head=new_head, head=head
+        str(checkpoint[0]),
+        task.num_labels,
+        task.label_names,
+        strict=block.strict,
+        new_head=new_head,
+        head=head,
+        several=task.is_multilabel,
     )
     return weights_found(model)
 

@@ -1,4 +1,4 @@
-"""The command line: `bertfast train | eval | predict | validate | compile | export | verify | tune | pretrain | sweep | convert`; `launch` is what `deepspeed launch.py` starts on every rank.
+"""The command line: `bertfast train | eval | predict | validate | compile | calibrate | export | verify | tune | pretrain | sweep | convert`; `launch` is what `deepspeed launch.py` starts on every rank.
 
 What is heavy is imported by the command that needs it, once its config is known to be good: a bad flag or key is answered at once.
 """
@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 
 from bertfast.cli import commands
+from bertfast.cli.calibration import calibrate
 from bertfast.cli.parser import parse_command, parse_launch
 from bertfast.cli.prediction import predict
 from bertfast.cli.resuming import resume_command
@@ -66,6 +67,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "predict": predict,
     "validate": commands.validate,
     "compile": commands.compile_kernels,
+    "calibrate": calibrate,
     "export": commands.export,
     "verify": commands.verify,
     "tune": commands.tune,

@@ -23,7 +23,8 @@ COMMANDS = {
     "sweep": "search settings and seeds (left out: the BERT paper's grid), a `train` each; a sweep that was stopped goes on",
     "convert": "convert a BERT checkpoint between transformers' format and TensorFlow's",
 }
-EXPORT_COMMANDS = {
+FOLDER_COMMANDS = {
+    "calibrate": "by labelled texts, make a model's probabilities right, and find the thresholds of its decisions",
     "export": "turn a fine-tuned classifier into a folder of ONNX files that a judge has passed",
     "verify": "judge an exported folder anew: its files, its logits, its answers",
     "tune": "measure an exported folder's variants on this CPU, and note the fastest in it",
@@ -58,6 +59,7 @@ class Flag:
 
 
 _SWITCH = {"action": "store_true"}
+_SHARE = {"type": float, "metavar": "SHARE"}
 
 
 def _number(metavar: str, default: int | None = None) -> dict[str, Any]:
@@ -304,8 +306,25 @@ FLAGS = (
     ),
 )
 
-# Of `export`, `verify` and `tune`, which take a folder as their argument and need no config.
-EXPORT_FLAGS = (
+# Of the commands that take a folder as their argument and need no config.
+FOLDER_FLAGS = (
+    Flag(
+        ("--input",),
+        "a split of the config's eval_input, dev say, or a file of labelled texts (left out: the first split that training evaluates on)",
+        commands=("calibrate",),
+        options={"metavar": "SPLIT|FILE"},
+    ),
+    Flag(
+        ("--precision",), "of each class: the threshold from which it has this precision, 0.95 say", commands=("calibrate",), options=_SHARE
+    ),
+    Flag(("--recall",), "of each label: the threshold from which it has this recall", commands=("calibrate",), options=_SHARE),
+    Flag(("--best_f1",), "of each label: the threshold with the best F1", commands=("calibrate",), options=_SWITCH),
+    Flag(
+        ("--risk",),
+        "leave texts unanswered, so that of the others no larger share is answered wrongly, 0.02 say",
+        commands=("calibrate",),
+        options=_SHARE,
+    ),
     Flag(("--output", "-o"), "the folder to write", commands=("export",), options={"metavar": "BUNDLE", "required": True}),
     Flag(
         ("--input",),
@@ -321,14 +340,14 @@ EXPORT_FLAGS = (
     ),
     Flag(
         ("--config", "--params"),
-        "a config whose task and eval_input to judge on (left out: the one that the model's folder carries)",
-        commands=("export", "verify"),
+        "a config whose task and eval_input to take (left out: the one that the model's folder carries)",
+        commands=("calibrate", "export", "verify"),
         options={"metavar": "FILE"},
     ),
     Flag(
         ("--set",),
         "replace a config value; repeatable",
-        commands=("export", "verify"),
+        commands=("calibrate", "export", "verify"),
         options={"metavar": "KEY=VALUE", "action": "append", "default": []},
     ),
     Flag(("--grid_only",), "judge on made-up batches alone; no int8 then", commands=("export",), options=_SWITCH),

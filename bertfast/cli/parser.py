@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from bertfast import __version__
-from bertfast.cli.flags import COMMANDS, DEVICES, EXPORT_COMMANDS, EXPORT_FLAGS, FLAGS, LAUNCHED, MODES, WITH_CONFIG, Flag
+from bertfast.cli.flags import COMMANDS, DEVICES, FLAGS, FOLDER_COMMANDS, FOLDER_FLAGS, LAUNCHED, MODES, WITH_CONFIG, Flag
 from bertfast.errors import ConfigError
 from bertfast.wording import listed, nearest
 
@@ -52,16 +52,17 @@ def parse_command(argv: Sequence[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=summary, description=description, usage=usage, allow_abbrev=False)
         command.take(*(flag for flag in FLAGS if name in flag.commands))
         command.set_defaults(parser=command)
-    for name, summary in EXPORT_COMMANDS.items():
+    for name, summary in FOLDER_COMMANDS.items():
         usage = {
+            "calibrate": "bertfast calibrate [CPU|GPU] FOLDER [--input FILE] [flags]",
             "export": "bertfast export [CPU|GPU] FOLDER -o BUNDLE [flags]",
             "verify": "bertfast verify [CPU|GPU] BUNDLE [flags]",
             "tune": "bertfast tune BUNDLE [flags]",
         }[name]
         description = f"{summary[0].upper()}{summary[1:]}."
         command = commands.add_parser(name, help=summary, description=description, usage=usage, allow_abbrev=False)
-        command.add_argument("folder", metavar="FOLDER" if name == "export" else "BUNDLE", help="the folder to read")
-        command.take(*(flag for flag in EXPORT_FLAGS if name in flag.commands))
+        command.add_argument("folder", metavar="BUNDLE" if name in ("verify", "tune") else "FOLDER", help="the folder to read")
+        command.take(*(flag for flag in FOLDER_FLAGS if name in flag.commands))
         command.set_defaults(parser=command)
     device, rest = _take_device(argv)
     arguments, extra = parser.parse_known_args(rest)
@@ -88,7 +89,7 @@ def names_command(argv: Sequence[str]) -> bool:
     """Whether these arguments are for `bertfast` (a command, --help or --version comes first, or nothing), and not for launch.py."""
     _, rest = _take_device(argv)
     first = next((word for word in rest if not word.startswith("--local_rank=")), "--help")
-    return first in (*COMMANDS, *EXPORT_COMMANDS, "-h", "--help", "--version")
+    return first in (*COMMANDS, *FOLDER_COMMANDS, "-h", "--help", "--version")
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
@@ -119,7 +120,7 @@ def _take_device(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     for place, word in enumerate(argv):
         if word.lower() in DEVICES:
             return word.lower(), [*argv[:place], *argv[place + 1 :]]
-        if word not in (*COMMANDS, *EXPORT_COMMANDS) and not word.startswith("--local_rank="):
+        if word not in (*COMMANDS, *FOLDER_COMMANDS) and not word.startswith("--local_rank="):
             break
     return None, list(argv)
 
@@ -131,7 +132,7 @@ def _checked(arguments: argparse.Namespace, extra: list[str], device: str | None
     arguments.device = device
     command = arguments.command
     doing = {command.removesuffix("_and_eval"), *(["compile"] if vars(arguments).get("compile_only") else [])}
-    if command in EXPORT_COMMANDS:
+    if command in FOLDER_COMMANDS:
         return arguments
     for flag in FLAGS:
         given = vars(arguments).setdefault(flag.dest, None)
@@ -163,7 +164,7 @@ def _unknown(word: str, parser: _Parser) -> str:
 
     name = word.partition("=")[0]
     known = [name for flag in parser.flags for name in flag.names]
-    elsewhere = dict.fromkeys(command for flag in (*FLAGS, *EXPORT_FLAGS) if name in flag.names for command in flag.commands)
+    elsewhere = dict.fromkeys(command for flag in (*FLAGS, *FOLDER_FLAGS) if name in flag.names for command in flag.commands)
     if elsewhere:
         return f"unknown flag {name}: it is for {' and '.join(elsewhere)}"
     word = name.lstrip("-").replace("-", "_")

@@ -48,16 +48,18 @@ class Output:
             if (given := overwritten(path, inputs)) is not None:
                 raise ConfigError(f"--output {path}: is an input of this command ({given}), and would be written over; give another place")
 
-    def write(self, stdout: TextIO, task: Task, split: str, logits: np.ndarray, rows: RawSplit | None) -> None:
+    def write(self, stdout: TextIO, task: Task, split: str, logits: np.ndarray, rows: RawSplit | None, model: str | Path) -> None:
+        from bertfast.calibration import read_calibration
         from bertfast.readers import whole_rows
         from bertfast.reporting import Given, write_predictions, write_to
 
+        calibration = read_calibration(model, task)
         given = None if rows is None or self.format in ("glue", "jsonl") else Given(*whole_rows(rows))
         if self.place is None:
-            write_to(stdout, task, logits, self.format, given)
+            write_to(stdout, task, logits, self.format, given, calibration)
             return
         path = self._path(task, split)
-        write_predictions(path, task, logits, self.format, given)
+        write_predictions(path, task, logits, self.format, given, calibration)
         print(f"{path}: {len(logits):,} predictions", file=sys.stderr)
 
     def _path(self, task: Task, split: str) -> Path:
@@ -92,7 +94,7 @@ def predict(arguments: Namespace) -> int:
                 dataset = encode(rows, tokenizer, source.max_sequence_length, cache_dir=scratch, truncation=block.truncation)
             logits = trainer.predict(dataset=dataset)
             if logits is not None:  # as it is on ranks but the first
-                output.write(stdout, dataset.task, split, logits, rows)
+                output.write(stdout, dataset.task, split, logits, rows, model)
     return 0
 
 
@@ -105,7 +107,7 @@ def predict_onnx(arguments: Namespace) -> int:
         classifier, block, task = exporter().load(arguments.onnx, arguments.variant, arguments.device, arguments.streams)
         for split, rows in _rows_to_read(block, task, arguments, output, Path(arguments.onnx)):
             assert rows is not None, "a bundle's block names no function"
-            output.write(stdout, rows.task, split, classifier.logits(rows.text_a, rows.text_b), rows)
+            output.write(stdout, rows.task, split, classifier.logits(rows.text_a, rows.text_b), rows, arguments.onnx)
     return 0
 
 

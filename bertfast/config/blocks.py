@@ -25,9 +25,21 @@ class TaskConfig(Block):
     name: str = "custom"
     text_columns: tuple[str, ...] = Field(min_length=1, max_length=2)  # one sentence, or a pair
     label_column: str = "label"
+    labels: Literal["one", "several"] | None = None  # a text's; left out: one, or several where the data hold lists, or a key below says so
+    label_columns: tuple[str, ...] | None = Field(
+        default=None, min_length=2
+    )  # of several labels: a column of 0 and 1 for each, in class order
+    label_separator: str | None = Field(
+        default=None, min_length=1
+    )  # of several labels in a field; left out: "|", ";" or ",", as the data have it
     label_names: tuple[str, ...] | None = None  # in class order; left out, they are read from the training data
     kind: Literal["classification", "regression"] | None = None  # what labels are; left out: label_names, metric, or how they look, tells
-    metric: str | None = None  # the metric that chooses the best checkpoint; left out: accuracy, or pearson for regression
+    metric: str | None = None  # chooses the best checkpoint; left out: accuracy, pearson for regression, micro_f1 for several labels
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether it says that a text has several labels; the data may say so too."""
+        return self.labels == "several" or self.label_columns is not None or self.label_separator is not None
 
 
 def check_one_source(part: Block) -> None:
@@ -129,9 +141,10 @@ class LossConfig(Block):
     """What is minimised, where it is not plain cross entropy or squared error."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # share of the label that is spread over all classes (Szegedy et al. 2016)
-    class_weights: tuple[float, ...] | Literal["balanced"] | None = (
-        None  # of each class, in order; balanced: by its share of the training data
-    )
+    # of each class, in order or by name (those left out have 1); balanced: by its share of the training data
+    class_weights: tuple[float, ...] | dict[str, float] | Literal["balanced"] | None = None
+    # of several labels a text, what a label counts where it holds: one number, or as class_weights; balanced: texts without it over those with it
+    pos_weight: float | tuple[float, ...] | dict[str, float] | Literal["balanced"] | None = None
     focal_gamma: float = Field(
         default=0.0, ge=0
     )  # focal loss: examples count (1 - p)^gamma, p being the label's probability (Lin et al. 2017)
@@ -141,8 +154,11 @@ class LossConfig(Block):
     def _one_of_two(self) -> LossConfig:
         if self.label_smoothing and self.focal_gamma:
             raise ValueError("label_smoothing and focal_gamma contradict each other: one doubts the label, the other trusts it; choose one")
-        if isinstance(self.class_weights, tuple) and min(self.class_weights, default=0) < 0:
-            raise ValueError("class_weights must be 0 or more")
+        for name in ("class_weights", "pos_weight"):
+            given = getattr(self, name)
+            numbers = given.values() if isinstance(given, dict) else [given] if isinstance(given, float) else given
+            if not isinstance(numbers, str) and min(numbers or (0,)) < 0:
+                raise ValueError(f"{name} must be 0 or more")
         return self
 
 

@@ -162,8 +162,10 @@ def check_multitask(block: BertfastConfig, multitask: MultitaskConfig) -> None:
         raise ValueError(
             "multitask reads each text once: truncation 'hierarchical' and head.pieces are for one task; choose another truncation"
         )
-    if isinstance(block.loss.class_weights, tuple):
+    if isinstance(block.loss.class_weights, tuple | dict):
         raise ValueError("loss.class_weights holds the weights of one task's classes; with multitask it can be 'balanced', or be left out")
+    if block.loss.pos_weight is not None or any(isinstance(task.task, TaskConfig) and task.task.is_multilabel for task in multitask.tasks):
+        raise ValueError("multitask trains tasks of one label a text, or one score; train a task of several labels a text by itself")
     if block.train_input is None:
         raise ValueError("multitask needs a train_input, which tells how the examples of all tasks are cut into batches; {} will do")
     if block.train_input.planner == "tokens" and multitask.sampling == "annealed":

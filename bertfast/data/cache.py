@@ -39,14 +39,14 @@ def cache_folder(cache_dir: str | os.PathLike | None) -> Path:
 class CacheWriter:
     """Writes one Arrow file, block by block; as a context manager it puts the file in place at the end, or removes it after an error.
 
-    header: JSON data that `EncodedDataset` needs (see `header_of`). label_type: np.int32, np.float32, or None. With path None the file
+    header: JSON data that `EncodedDataset` needs (see `header_of`). label_type: see `label_type_of`; None without labels. With path None the file
     stays under its temporary name, `beside`.
     """
 
-    def __init__(self, folder: Path, path: Path | None, header: dict[str, Any], label_type: type | None, has_parts: bool):
+    def __init__(self, folder: Path, path: Path | None, header: dict[str, Any], label_type: pa.DataType | None, has_parts: bool):
         fields = list(COLUMNS.items())
         if label_type is not None:
-            fields.append(("label", pa.from_numpy_dtype(label_type)))
+            fields.append(("label", label_type))
         if has_parts:
             fields.append(("part", pa.large_string()))
         self._schema = pa.schema(fields, metadata={KEY: json.dumps(header)})
@@ -103,7 +103,9 @@ class CacheWriter:
             number_array(np.concatenate(lines)),
         ]
         if labels[0] is not None:
-            columns.append(number_array(np.concatenate(labels)))
+            values = np.concatenate(labels)
+            flat = number_array(values.reshape(-1))
+            columns.append(flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
         if parts[0] is not None:
             columns.append(text_array([part for block in parts for part in block]))
         facts = {name: [getattr(block, name) for block in tokens] for name in FACTS}
@@ -124,6 +126,14 @@ def _remove_stale(folder: Path) -> None:
                 path.unlink()
 
 
+def label_type_of(labels: np.ndarray | None) -> pa.DataType | None:
+    """How labels lie in the file: numbers of their own type [n], or a list of C for each example [n, C]."""
+    if labels is None:
+        return None
+    kind = pa.from_numpy_dtype(labels.dtype)
+    return kind if labels.ndim == 1 else pa.list_(kind, labels.shape[1])
+
+
 def header_of(
     task: Task,
     fingerprint: str,
@@ -142,6 +152,7 @@ def header_of(
         "task": task.name,
         "label_names": task.label_names,
         "is_regression": task.is_regression,
+        "is_multilabel": task.is_multilabel,
         "max_sequence_length": max_sequence_length,
         "unit": unit,
         "filler": filler,

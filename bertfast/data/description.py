@@ -66,12 +66,14 @@ def _labels(data: EncodedDataset | RawSplit, asked: Task) -> tuple[str, list[str
     is_guess = not asked.is_complete and asked.kind is None and not asked.main_metric
     if data.task.is_regression:
         return _scores(data.labels, is_guess)
-    names = data.task.class_names
-    counts = np.bincount(data.labels, minlength=len(names)).tolist()
+    names, several = data.task.class_names, data.task.is_multilabel
+    counts = (data.labels.sum(axis=0, dtype=np.int64) if several else np.bincount(data.labels, minlength=len(names))).tolist()
     shown = ", ".join(f"{name} {count:,}" for name, count in zip(names[:_SHOWN_CLASSES], counts, strict=False))
     if len(names) > _SHOWN_CLASSES:
         shown += f" and {len(names) - _SHOWN_CLASSES} more classes"
-    odd = []
+    odd: list[str] = []
+    if several:
+        shown, odd = _several(data, shown)
     if absent := [name for name, count in zip(names, counts, strict=True) if count == 0]:
         odd.append(f"no row of class {', '.join(absent[:_SHOWN_CLASSES])}")
     if asked.is_complete:
@@ -81,7 +83,25 @@ def _labels(data: EncodedDataset | RawSplit, asked: Task) -> tuple[str, list[str
     odd += _odd_names(names)
     if is_guess and len(names) > _FEW_CLASSES and all(name.lstrip("+-").isdecimal() for name in names):
         odd.append("every class is a number: set task.kind = 'regression' if they are scores")
-    return f"{len(names)} classes, as the labels name them: {shown}", odd
+    parted = "" if not (several and data.task.label_separator) else f", parted by {data.task.label_separator!r}"
+    return f"{len(names)} {'labels' if several else 'classes'}, as the {'rows' if several else 'labels'} name them{parted}: {shown}", odd
+
+
+def _several(data: EncodedDataset | RawSplit, shown: str) -> tuple[str, list[str]]:
+    """How many labels a text has."""
+    assert data.labels is not None
+    of_text = data.labels.sum(axis=1, dtype=np.int64)
+    without = int((of_text == 0).sum())
+    shown = (
+        f"several labels a text, {of_text.mean():.2f} in the mean, {int(of_text.max())} at most, none of {counted(without, 'row')}: {shown}"
+    )
+    odd = (
+        ["no row has more than one label: leave out task.labels, and classes exclude each other"]
+        if of_text.max() == 1 and not without
+        else []
+    )
+    odd += ["no row has a label"] if without == len(of_text) else []
+    return shown, odd
 
 
 def _scores(scores: np.ndarray, is_guess: bool) -> tuple[str, list[str]]:

@@ -46,10 +46,17 @@ def _sum_of(name: str, metadata: list[pa.KeyValueMetadata | None]) -> int | None
     return sum(int(facts[name.encode()]) for facts in metadata if facts is not None)
 
 
+def _labels_of(column: pa.Array) -> np.ndarray:
+    if not pa.types.is_fixed_size_list(column.type):
+        return numbers(column)
+    return numbers(column.flatten()).reshape(len(column), column.type.list_size)
+
+
 class EncodedDataset:
     """The examples of one split as token ids, memory-mapped.
 
-    lengths: int32 [n], tokens of each example, over all its pieces. labels: [n], int32 class ids or float32 scores, or None. task: with its classes known, where
+    lengths: int32 [n], tokens of each example, over all its pieces. labels: [n], int32 class ids or float32 scores; of several labels a text uint8
+    [n, C], 0 and 1; or None. task: with its classes known, where
     the data told. source: what file (or hub set, or function). fingerprint: of data, tokenizer and length. num_cut, num_empty: how many examples lost
     tokens to the length, and how many have a text without any; None where it is not known.
     """
@@ -68,6 +75,7 @@ class EncodedDataset:
             if reader.schema.names[:3] != list(COLUMNS) or any(reader.schema.field(name).type != type for name, type in COLUMNS.items()):
                 raise ValueError(f"its columns are {', '.join(reader.schema.names)}")
             found = [reader.get_batch_with_custom_metadata(index) for index in range(reader.num_record_batches)]
+        task = task.of_several() if header.get("is_multilabel") else task
         if not task.is_complete and (header["is_regression"] or header["label_names"]):
             task = task.with_labels(None if header["is_regression"] else tuple(header["label_names"]))
         self.task, self.source = task, source
@@ -91,7 +99,7 @@ class EncodedDataset:
         self._parts = [batch.column("part") for batch in batches] if "part" in names else None
         self._starts = np.concatenate([[0], np.cumsum([len(batch) for batch in batches])])
         self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int32)
-        self.labels = np.concatenate([numbers(batch.column("label")) for batch in batches]) if "label" in names else None
+        self.labels = np.concatenate([_labels_of(batch.column("label")) for batch in batches]) if "label" in names else None
         whole = all(
             offsets[0] == 0 and offsets[-1] == len(ids) == len(types)
             for offsets, ids, types in zip(self._offsets, self._ids, self._types, strict=True)
@@ -123,7 +131,7 @@ class EncodedDataset:
 
     def batch(self, indices: np.ndarray) -> PackedBatch:
         """Pack these examples (int [B]), in this order. Index -1 is a filler: [CLS] [SEP] with a label that counts for nothing
-        (IGNORE_LABEL, or NaN for regression) and example id -1. Where an example is a document in pieces, each piece is a sequence.
+        (IGNORE_LABEL, or NaN where labels are floats) and example id -1. Where an example is a document in pieces, each piece is a sequence.
 
         Raises:
             IndexError: an index that is under -1 or past the end.
@@ -147,8 +155,11 @@ class EncodedDataset:
             types.append(self._types[chunk][begin:end])
         labels = None
         if self.labels is not None:
-            filler_label = np.nan if self.labels.dtype.kind == "f" else IGNORE_LABEL
-            labels = np.where(is_filler, filler_label, self.labels[indices]).astype(self.labels.dtype)
+            are_classes = self.labels.dtype.kind == "i"
+            filler_label, of_example = (
+                (IGNORE_LABEL, is_filler) if are_classes else (np.nan, is_filler.reshape(-1, *[1] * (self.labels.ndim - 1)))
+            )
+            labels = np.where(of_example, filler_label, self.labels[indices]).astype(np.int32 if are_classes else np.float32)
         lengths = np.where(is_filler, len(self._filler), self.lengths[indices])
         batch = PackedBatch.from_ragged(np.concatenate(ids), np.concatenate(types), self._sequence_lengths(lengths), labels, indices)
         if self._first_piece is None:

@@ -2,7 +2,7 @@
 
 It is called as function(params), where params is the InputConfig as a dictionary (max_sequence_length, batch_size, ...) and `mode`:
 "train", "eval" or "predict". It returns an iterable of feature dictionaries: input_ids, attention_mask and token_type_ids, int32
-[batch, max_sequence_length], and labels, int32 [batch] (float32 for regression; left out in "predict"). Every rank calls it, and must get
+[batch, max_sequence_length], and labels, int32 [batch] (float32 for regression; of several labels a text [batch, C] of 0 and 1; left out in "predict"). Every rank calls it, and must get
 the same batches. What it yields is not cached between runs, since a function has no fingerprint.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bertfast.config import InputConfig
-from bertfast.data.cache import CacheWriter, cache_folder, header_of
+from bertfast.data.cache import CacheWriter, cache_folder, header_of, label_type_of
 from bertfast.data.encoded import EncodedDataset
 from bertfast.data.tokenizing import TokenBlock
 from bertfast.errors import DataError
@@ -54,7 +54,8 @@ def dataset_from_function(task: Task, config: InputConfig, split: str, tokenizer
         raise DataError(f"{name}: it yields no batch")
     block, labels = checker.check(number, features)
     header = header_of(task, "", config.max_sequence_length, "row", (tokenizer.cls_token_id, tokenizer.sep_token_id))
-    with CacheWriter(cache_folder(config.cache_dir), None, header, checker.label_type, has_parts=True) as writer:
+    header["is_multilabel"] = checker.task.is_multilabel
+    with CacheWriter(cache_folder(config.cache_dir), None, header, label_type_of(labels), has_parts=True) as writer:
         _write(writer, number, block, labels)
         for number, features in batches:
             _write(writer, number, *checker.check(number, features))
@@ -159,6 +160,11 @@ class _Checker:
             return None
         if not first and self.label_type is None:
             raise DataError(f"{where}: there are labels, and in the batches before there were none")
+        if first and labels.ndim == 2 and labels.shape[1] > 1 and self.task.labels is None and self.task.layout.kind == "own":
+            self.task = self.task.of_several()
+        if self.task.is_multilabel:
+            self.label_type = np.uint8
+            return self._several(labels, rows, where)
         if labels.shape != (rows,):
             raise DataError(f"{where}: labels has shape {list(labels.shape)}; it must be [{rows}], one label an example")
         if first:
@@ -176,6 +182,17 @@ class _Checker:
             raise DataError(f"{where}: labels holds {wrong}; the classes are 0 to {limit - 1}")
         self._largest_label = max(self._largest_label, int(labels.max()))
         return labels.astype(np.int32)
+
+    def _several(self, labels: np.ndarray, rows: int, where: str) -> np.ndarray:
+        """Several labels an example: 0 and 1 [batch, C], of any type."""
+        width = self.task.num_labels if self.task.is_complete else max(labels.shape[1], 2) if labels.ndim == 2 else 2
+        if labels.shape != (rows, width):
+            raise DataError(f"{where}: labels has shape {list(labels.shape)}; of several labels an example it must be [{rows}, {width}]")
+        if not np.isin(labels, (0, 1)).all():
+            raise DataError(f"{where}: labels holds {labels[~np.isin(labels, (0, 1))][0]}; of several labels an example each is 0 or 1")
+        if not self.task.is_complete:
+            self.task = self.task.with_labels(tuple(str(number) for number in range(width)))
+        return labels.astype(np.uint8)
 
     def completed_task(self) -> Task:
         """The task, with the classes that the labels implied."""

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from bertfast.config import WHOLE_HEAD, InputConfig, TaskConfig, TruncationConfig
-from bertfast.data.cache import CACHE_FORMAT, CacheWriter, cache_folder, header_of
+from bertfast.data.cache import CACHE_FORMAT, CacheWriter, cache_folder, header_of, label_type_of
 from bertfast.data.encoded import EncodedDataset, open_cached
 from bertfast.data.input_fn import dataset_from_function
 from bertfast.data.tokenizing import BLOCK_EXAMPLES, check_cut, tokenise, tokenizer_fingerprint
@@ -46,8 +46,7 @@ def encode(
         return cached
     logger.info("tokenising %d examples of %s", len(raw), raw.source)
     header = header_of(raw.task, fingerprint, max_sequence_length, raw.unit, _filler(tokenizer), len(raw), truncation.is_hierarchical)
-    label_type = None if raw.labels is None else raw.labels.dtype.type
-    with CacheWriter(path.parent, path, header, label_type, raw.parts is not None) as writer:
+    with CacheWriter(path.parent, path, header, label_type_of(raw.labels), raw.parts is not None) as writer:
         blocks = tokenise(raw.text_a, raw.text_b, tokenizer, max_sequence_length, num_workers, truncation)
         for begin, tokens in zip(range(0, len(raw), BLOCK_EXAMPLES), blocks, strict=True):
             rows = slice(begin, begin + BLOCK_EXAMPLES)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from bertfast.config import InputConfig, PretrainConfig, TextInput
@@ -158,7 +159,7 @@ def _write(
 ) -> None:
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     header = header_of(PRETRAINING, fingerprint, length, "document", (cls, sep))
-    with CacheWriter(path.parent, path, header, np.int32, has_parts=False) as writer:
+    with CacheWriter(path.parent, path, header, pa.int32(), has_parts=False) as writer:
         block: list[tuple[np.ndarray, np.ndarray | None, int, int]] = []
         for copy in range(copies):
             rng = np.random.default_rng([seed, copy])

@@ -8,6 +8,7 @@ from .loading import check_trained as check_trained
 from .losses import Loss as Loss
 from .losses import among_others as among_others
 from .losses import class_weights as class_weights
+from .losses import positive_weights as positive_weights
 from .multitask import MultitaskClassifier as MultitaskClassifier
 from .multitask import OneTask as OneTask
 from .multitask import mixed_loss as mixed_loss

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bertfast.config import HeadConfig
+from bertfast.errors import CheckpointError
 from bertfast.model.heads import ACTIVATIONS, Features, check_head_is_kept, head_of, layers_of, set_head
 from bertfast.model.layers import Linear, Pack, RandomBits
 from bertfast.model.loading import load_state, read_checkpoint
@@ -22,6 +23,7 @@ from bertfast.packing import AnyBatch, PackedBatch, in_common_rows
 from bertfast.tasks import check_same_classes
 from bertfast.weights import (
     GELU_FORMS,
+    MULTILABEL,
     OWN_ARCHITECTURE,
     LoadReport,
     check_config,
@@ -168,6 +170,7 @@ class BertClassifier(Reader):
         overrides: dict | None = None,
         head: HeadConfig | None = None,
         config: BertConfig | None = None,
+        several: bool | None = None,
     ) -> BertClassifier:
         """Load a checkpoint of a BERT encoder, transformers' or TensorFlow's, with or without a classification head, in float32.
 
@@ -182,15 +185,19 @@ class BertClassifier(Reader):
             head: what to make of the encoder's outputs; left out, what the checkpoint's config.json says. Encoder layers above the highest
                 that the head reads are left out, and so is a pooler that it does not use.
             config: the folder's, where it is read already.
+            several: whether any number of the labels may hold of a text (sigmoid), or one does (softmax); left out, what the checkpoint says.
 
         Raises:
-            CheckpointError: naming the folder and the tensors that do not fit; or the head is kept, and its classes are not label_names.
+            CheckpointError: naming the folder and the tensors that do not fit; or the head is kept, and its classes are not label_names, or not of
+                their kind.
             ConfigError: the head names a layer that the encoder has not, or is not the one that the checkpoint has trained and is to keep.
         """
         config, state = read_checkpoint(folder_or_name, overrides, config)
         keeps_head = not new_head and head_of_another(config) is None and any(name.startswith(_OF_HEADS) for name in state)
         if keeps_head and label_names is not None and config.num_labels == len(label_names):
             check_same_classes(classes_of(config), label_names, str(folder_or_name), "those of the task")
+        if several is not None:
+            _set_kind(config, several, keeps_head, str(folder_or_name))
         if num_labels is not None:
             config.num_labels = num_labels
         if label_names is not None:
@@ -228,6 +235,16 @@ class BertClassifier(Reader):
         state: the parameters by our names, where the model itself does not hold them whole (ZeRO stage 3).
         """
         write_classifier(folder, self.config, self.state_dict() if state is None else state)
+
+
+def _set_kind(config: BertConfig, several: bool, keeps_head: bool, source: str) -> None:
+    """Have `config` say whether a text has several labels; a head that is kept answers as it was trained to."""
+    if keeps_head and config.problem_type is not None and several != (config.problem_type == MULTILABEL):
+        raise CheckpointError(
+            f"{source}: its head was trained for {config.problem_type}, and the task is of {'several labels' if several else 'one label'} a text; "
+            "have a new one made (model.is_pretrained_checkpoint)"
+        )
+    config.problem_type = "multi_label_classification" if several else None
 
 
 def write_classifier(folder: str, config: BertConfig, state: dict[str, torch.Tensor]) -> None:

@@ -81,7 +81,7 @@ class MultitaskClassifier(Reader):
         """Write one task's classifier, as BertClassifier.save_pretrained would write it had it been trained alone."""
         state, task = self.state_dict() if state is None else state, self.tasks[number]
         own, config = f"heads.{number}.", copy.deepcopy(self.config)
-        config.num_labels = task.num_labels
+        config.num_labels, config.problem_type = task.num_labels, None
         if not task.is_regression:
             assert task.label_names is not None  # without them it would have had no head
             config.id2label = dict(enumerate(task.label_names))

@@ -15,7 +15,7 @@ import torch
 
 from bertfast.errors import DataError
 
-IGNORE_LABEL = -100  # an example with this label (NaN for regression) counts for nothing: it fills a rank that ran out of examples
+IGNORE_LABEL = -100  # an example with this label (NaN where labels are floats) counts for nothing: it fills a rank that ran out of examples
 
 
 _SECOND_PASS = 2**30  # added to the ids by which dropout is keyed; no data set has as many examples
@@ -31,9 +31,9 @@ class Extent(NamedTuple):
 
 @dataclass
 class PackedBatch:
-    """One micro-batch of B examples and T tokens; every tensor is int32 (labels are float32 for regression).
+    """One micro-batch of B examples and T tokens; every tensor is int32 (labels are float32 for regression, and for several labels a text).
 
-    input_ids, token_type_ids, position_ids: [T]. cu_seqlens: [B + 1], from 0 to T. labels: [B] or None. example_ids: [B], the row of each
+    input_ids, token_type_ids, position_ids: [T]. cu_seqlens: [B + 1], from 0 to T. labels: [B], of several labels a text [B, C] of 0 and 1, or None. example_ids: [B], the row of each
     example in its data set, or -1 for a filler. max_seqlen: the longest sequence in tokens, a Python int.
 
     Where examples are documents in pieces, a sequence is a piece: cu_seqlens is [P + 1], cu_pieces [B + 1] says which pieces are whose, and
@@ -76,7 +76,7 @@ class PackedBatch:
             example_ids = np.arange(len(lengths))
         if labels is not None:
             labels = np.asarray(labels)
-            labels = torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int32))
+            labels = torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" or labels.ndim > 1 else np.int32))
         return cls(
             input_ids=torch.from_numpy(np.ascontiguousarray(input_ids, dtype=np.int32)),
             token_type_ids=torch.from_numpy(np.ascontiguousarray(token_type_ids, dtype=np.int32)),
@@ -94,7 +94,7 @@ class PackedBatch:
 
     @classmethod
     def from_features(cls, features: Mapping) -> PackedBatch:
-        """Pack the padded features that every BERT tokenizer gives: input_ids, attention_mask and token_type_ids [B, S], labels [B].
+        """Pack the padded features that every BERT tokenizer gives: input_ids, attention_mask and token_type_ids [B, S], labels [B] (or [B, C], floats, where an example has several).
 
         token_type_ids may be left out (all 0), and labels too. Tensors, arrays and nested lists are taken. The attention_mask must be 1 for
         the tokens of an example and 0 for the padding after (or before) them.
@@ -118,8 +118,10 @@ class PackedBatch:
             fault = "no token at all" if lengths[row] == 0 else "padding between its tokens"
             raise DataError(f"attention_mask: row {row} has {fault}; the tokens of an example must stand together, [CLS] first")
         labels = features.get("labels")
-        if labels is not None and np.asarray(labels).shape != (len(input_ids),):
-            raise DataError(f"labels has shape {list(np.asarray(labels).shape)}; it must be [{len(input_ids)}], one label an example")
+        if labels is not None and (np.asarray(labels).shape[:1] != (len(input_ids),) or np.asarray(labels).ndim > 2):
+            raise DataError(
+                f"labels has shape {list(np.asarray(labels).shape)}; it must be [{len(input_ids)}], one label an example, or of several [{len(input_ids)}, C]"
+            )
         return cls.from_ragged(input_ids[keep], segments[keep], lengths, labels)
 
     def to_features(self, max_sequence_length: int | None = None) -> dict[str, torch.Tensor]:

@@ -62,4 +62,4 @@ def in_common_rows(batch: AnyBatch) -> AnyBatch:
 
 
 def _extended(values: torch.Tensor, count: int, value: float) -> torch.Tensor:
-    return torch.cat((values, values.new_full((count,), value)))
+    return torch.cat((values, values.new_full((count, *values.shape[1:]), value)))

@@ -1,7 +1,8 @@
 from .arrow import number_array as number_array
 from .arrow import numbers as numbers
 from .arrow import text_array as text_array
-from .labels import MAX_INFERRED_CLASSES as MAX_INFERRED_CLASSES
+from .given import text_list as text_list
+from .labels.classes import MAX_INFERRED_CLASSES as MAX_INFERRED_CLASSES
 from .lines import line_blocks as line_blocks
 from .predict_input import files_of as files_of
 from .predict_input import read_inputs as read_inputs

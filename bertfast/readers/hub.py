@@ -8,7 +8,7 @@ from functools import partial
 
 from bertfast.errors import DataError
 from bertfast.readers.own_formats import unescaped
-from bertfast.readers.rows import Rows, Source, expected_layout, label_text, missing_column, not_a_text, place
+from bertfast.readers.rows import Rows, Source, expected_layout, label_of, missing_column, not_a_text, place
 from bertfast.tasks import HubSet, Task
 
 HUB_BLOCK_ROWS = 10_000
@@ -71,6 +71,6 @@ def _read_hub(data, hub: HubSet, where: str) -> Iterator[Rows]:
                     raise DataError(not_a_text(text, place(where, "row", row, None), column))
         texts = [[" ".join(parts) for parts in zip(*(block[part] for part in columns), strict=True)] for columns in hub.text_columns]
         labels = [
-            label_text(label, place(where, "row", row, None), hub.label_column) for row, label in enumerate(block[hub.label_column], first)
+            label_of(label, place(where, "row", row, None), hub.label_column) for row, label in enumerate(block[hub.label_column], first)
         ]
         yield Rows(texts, labels, range(first, first + len(labels)))

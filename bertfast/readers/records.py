@@ -9,40 +9,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertfast.errors import DataError
+from bertfast.readers.labels.several import Label
 from bertfast.readers.lines import BLOCK_ROWS, line_blocks
-from bertfast.readers.rows import Columns, Rows, label_text, missing_column, not_a_text, some_rows
+from bertfast.readers.rows import Columns, Rows, label_of, label_text, missing_column, not_a_text, some_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 def read_jsonl(path: Path, columns: Columns) -> Iterator[Rows]:
-    """One JSON object a line; blank lines are passed over. A label may be a string, a number or a boolean.
+    """One JSON object a line; blank lines are passed over. A label may be a string, a number or a boolean; several are a list of these.
 
     Raises:
         DataError: see `line_blocks`; a line that is no JSON object; a missing key, or one that stands twice; a text that is null or no
             string; a label that is null.
     """
-    label_names, count = None, 0
-    keys = [json.dumps(name, ensure_ascii=False) for names in (*columns.texts, columns.label) for name in names]
+    has_labels, count = None, 0
+    keys = [json.dumps(name, ensure_ascii=False) for names in (*columns.texts, columns.label, columns.marks) for name in names]
     for first, lines in line_blocks(path):
         texts: list[list[str]] = [[] for _ in columns.texts]
-        labels, numbers = [], []
+        labels: list[Label] = []
+        numbers = []
         for number, line in enumerate(lines, first):
             if not line.strip():
                 continue
             row = _json_object(line, f"{path}, line {number}", keys)
-            if label_names is None:  # the first row decides whether there are labels
-                has_label = columns.needs_label or any(name in row for name in columns.label)
-                label_names = columns.label if has_label else ()
+            if has_labels is None:  # the first row decides whether there are labels
+                has_labels = columns.labelled(row)
             for column, names in zip(texts, columns.texts, strict=True):
                 column.append(_json_text(row, names, f"{path}, line {number}"))
-            if label_names:
-                name = _present(row, label_names, f"{path}, line {number}")
-                labels.append(label_text(row[name], f"{path}, line {number}", name))
+            if has_labels:
+                labels.append(_json_label(row, columns, f"{path}, line {number}"))
             numbers.append(number)
         if numbers:
-            yield Rows(texts, labels if label_names else None, numbers)
+            yield Rows(texts, labels if has_labels else None, numbers)
         count += len(numbers)
     if not count:
         raise DataError(f"{path}: the file is empty")
@@ -85,6 +85,13 @@ def _json_text(row: dict, names: tuple[str, ...], where: str) -> str:
     return row[name]
 
 
+def _json_label(row: dict, columns: Columns, where: str) -> Label:
+    if columns.marks:
+        return tuple(label_text(row[_present(row, (name,), where)], where, name) for name in columns.marks)
+    name = _present(row, columns.label, where)
+    return label_of(row[name], where, name)
+
+
 def read_parquet(path: Path, columns: Columns) -> Iterator[Rows]:
     """A Parquet file; the "line" of a row is its number, from 0.
 
@@ -98,7 +105,7 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Rows]:
         with parquet.ParquetFile(path, memory_map=True) as file:
             fields = columns.find(file.schema_arrow.names, str(path))
             class_names = None if fields.label is None else _class_names(file.schema_arrow, fields.names[fields.label])
-            wanted = [positions[0] for positions in fields.texts] + ([] if fields.label is None else [fields.label])
+            wanted = [*(positions[0] for positions in fields.texts), *fields.label_fields]
             names = [fields.names[position] for position in wanted]
             first = 0
             for batch in file.iter_batches(BLOCK_ROWS, columns=names):
@@ -116,10 +123,12 @@ def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None
 
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label_column]
+        feature = feature.get("feature", feature)  # of a list: {"feature": {...}, "_type": "List"}, or "Sequence" in older files
         names = feature["names"] if feature["_type"] == "ClassLabel" else None
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    is_number = pa.types.is_integer(schema.field(label_column).type)
+    kind = schema.field(label_column).type
+    is_number = pa.types.is_integer(kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind)
     return tuple(names) if names and is_number and all(isinstance(name, str) for name in names) else None
 
 
@@ -135,10 +144,12 @@ def _parquet_rows(batch, names: list[str], num_texts: int, path: Path, first: in
         for row, value in enumerate(column):
             if index < num_texts and not isinstance(value, str):
                 raise DataError(not_a_text(value, f"{path}, row {first + row} (from 0)", name))
-        if index == num_texts:
-            column = [label_text(value, f"{path}, row {first + row} (from 0)", name) for row, value in enumerate(column)]
+        if index >= num_texts:
+            column = [label_of(value, f"{path}, row {first + row} (from 0)", name) for row, value in enumerate(column)]
         values.append(column)
-    return Rows(values[:num_texts], values[num_texts] if len(values) > num_texts else None, range(first, first + len(batch)))
+    marks = values[num_texts:]
+    labels = None if not marks else marks[0] if len(marks) == 1 else list(zip(*marks, strict=True))
+    return Rows(values[:num_texts], labels, range(first, first + len(batch)))
 
 
 def _is_utf8(text: bytes) -> bool:

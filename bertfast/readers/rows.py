@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bertfast.errors import DataError
+from bertfast.readers.labels.several import Label
 from bertfast.tasks import Task
 from bertfast.wording import did_you_mean
 
@@ -15,12 +16,13 @@ SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 
 @dataclass
 class Rows:
-    """A block of rows. texts: one list for each text column. labels: as text, or None where the file has none. lines: the physical line on
+    """A block of rows. texts: one list for each text column. labels: as text (of several a text a tuple: all of them, or the marks in the column of each), or
+    None where the file has none. lines: the physical line on
     which each row begins, from 1 (for Parquet the row, from 0). parts: for a folder of files, the file of each row. class_names: what the
     file itself calls the classes 0, 1, 2..., where its labels are such numbers."""
 
     texts: list[list[str]]
-    labels: list[str] | None
+    labels: Sequence[Label] | None
     lines: Sequence[int]
     parts: list[str] | None = None
     class_names: tuple[str, ...] | None = None
@@ -28,14 +30,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Fields:
-    """Where in a row the texts and the label stand. A text may be the join of several fields."""
+    """Where in a row the texts and the label stand. A text may be the join of several fields. marks: where the columns of 0 and 1 stand, one for
+    each of several labels, in the place of `label`."""
 
     texts: tuple[tuple[int, ...], ...]
     label: int | None
     names: tuple[str, ...]  # of all fields
     has_header: bool = True
+    marks: tuple[int, ...] = ()
 
-    def extract(self, rows: list[list[str]]) -> tuple[list[list[str]], list[str] | None]:
+    def extract(self, rows: list[list[str]]) -> tuple[list[list[str]], Sequence[Label] | None]:
         """The texts and the labels of these rows; IndexError where a row is too short."""
         texts = []
         for positions in self.texts:
@@ -43,21 +47,33 @@ class Fields:
                 texts.append([row[positions[0]] for row in rows])
             else:
                 texts.append([" ".join([row[position] for position in positions]) for row in rows])
+        if self.marks:
+            return texts, [tuple([row[position] for position in self.marks]) for row in rows]
         return texts, None if self.label is None else [row[self.label] for row in rows]
 
     @property
+    def label_fields(self) -> tuple[int, ...]:
+        """Where everything stands that says which labels a row has."""
+        return self.marks if self.label is None else (self.label,)
+
+    @property
     def last(self) -> int:
-        used = [position for positions in self.texts for position in positions]
-        return max(used if self.label is None else [*used, self.label])
+        return max([position for positions in self.texts for position in positions] + list(self.label_fields))
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns to look for in a header: for each text and for the label, every name that will do, the usual one first."""
+    """The columns to look for in a header: for each text and for the label, every name that will do, the usual one first. marks: the columns of 0 and 1
+    of several labels, in the place of `label`."""
 
     texts: tuple[tuple[str, ...], ...]
     label: tuple[str, ...]
     needs_label: bool = True
+    marks: tuple[str, ...] = ()
+
+    def labelled(self, header: Iterable[str]) -> bool:
+        """Whether labels are to be read of a file with these columns."""
+        return self.needs_label or bool(set(header) & {*self.label, *self.marks})
 
     def find(self, header: Sequence[str], where: str) -> Fields:
         """Where the columns stand in this header.
@@ -66,9 +82,11 @@ class Columns:
             DataError: naming the missing column, those present, and the nearest; or a column that stands twice.
         """
         texts = tuple((self._position(names, header, where),) for names in self.texts)
-        has_label = self.needs_label or any(name in header for name in self.label)
-        label = self._position(self.label, header, where) if has_label else None
-        return Fields(texts, label, tuple(header))
+        if not self.labelled(header):
+            return Fields(texts, None, tuple(header))
+        if self.marks:
+            return Fields(texts, None, tuple(header), marks=tuple(self._position((name,), header, where) for name in self.marks))
+        return Fields(texts, self._position(self.label, header, where), tuple(header))
 
     @staticmethod
     def _position(names: tuple[str, ...], header: Sequence[str], where: str) -> int:
@@ -106,6 +124,11 @@ def not_a_text(value: object, where: str, column: str) -> str:
     if value is None:
         return f"{where}: the text in column {column!r} is missing (null); write an empty string for an empty text"
     return f"{where}: column {column!r} holds {value!r}, a {type(value).__name__}, where a text should be"
+
+
+def label_of(value: object, where: str, column: str) -> Label:
+    """A label as text, or a list of labels as a tuple of texts; see `label_text`."""
+    return tuple(label_text(item, where, column) for item in value) if isinstance(value, list) else label_text(value, where, column)
 
 
 def label_text(value: object, where: str, column: str) -> str:

@@ -137,7 +137,7 @@ def _file_source(task: Task, path: Path, split: str, with_labels: bool) -> Sourc
     layout, suffix = task.layout, path.suffix.lower()
     columns = _columns(task, split)
     if not with_labels and layout.kind != "zhang":  # there, the class tells a header from a row
-        columns = replace(columns, label=(), needs_label=False)
+        columns = replace(columns, label=(), needs_label=False, marks=())
     extra: tuple[Path, ...] = ()
     rows: Callable[[], Iterator[Rows]]
     if path.is_dir():
@@ -176,7 +176,7 @@ def _columns(task: Task, split: str) -> Columns:
     aliases = task.layout.aliases
     texts = tuple(tuple(dict.fromkeys((column, *aliases.get(column, ())))) for column in task.text_columns)
     label = tuple(dict.fromkeys((task.label_column, *aliases.get(task.label_column, ()))))
-    return Columns(texts, label, needs_labels(task, split))
+    return Columns(texts, () if task.label_columns else label, needs_labels(task, split), task.label_columns)
 
 
 def _locator(task: Task, columns: Columns) -> Callable[[Sequence[str], str], Fields]:

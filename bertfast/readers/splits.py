@@ -15,7 +15,7 @@ import pyarrow as pa
 from bertfast.config import InputConfig, TaskConfig
 from bertfast.errors import DataError
 from bertfast.readers.arrow import number_array, text_array
-from bertfast.readers.labels import LabelTable
+from bertfast.readers.labels.table import LabelTable
 from bertfast.readers.rows import Source, needs_labels, not_a_text, place
 from bertfast.readers.sources import find_source
 from bertfast.tasks import Task, get_task

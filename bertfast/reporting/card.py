@@ -31,7 +31,7 @@ def write_model_card(folder: str | Path, results: dict[str, Any], config: Config
     base = config.bertfast.model.checkpoint
     base_name = Path(base).name if _is_local(base) else base
     own_head, pretrain = _own_head(Path(folder)), config.bertfast.pretrain
-    kind = "regressor" if task.is_regression else "classifier"
+    kind = "regressor" if task.is_regression else "multi-label classifier" if task.is_multilabel else "classifier"
     what = (
         f"# {base_name}, fine-tuned on {task.name}",
         (f"A BERT {kind} of {'sentence pairs' if task.is_pair else 'single texts'}, fine-tuned from `{base_name}` with bertfast."),
@@ -131,7 +131,14 @@ def _dataset(task: Task, split: str) -> dict[str, str]:
 def _labels(task: Task) -> list[str]:
     if task.is_regression:
         return []
-    return ["## Labels", "", *_table(["id", "label"], [[str(index), name] for index, name in enumerate(task.class_names)]), ""]
+    several = ["Any number of them may hold of a text, each with a probability of its own: the sigmoid of its logit.", ""]
+    return [
+        "## Labels",
+        "",
+        *(several if task.is_multilabel else []),
+        *_table(["id", "label"], [[str(index), name] for index, name in enumerate(task.class_names)]),
+        "",
+    ]
 
 
 def _metrics_table(metrics: dict[str, dict[str, float]]) -> list[str]:
@@ -166,6 +173,8 @@ def _usage(config: Config, task: Task, own_head: bool) -> list[str]:
     texts = '"The first text.", "The second text."' if task.is_pair else '"A text to judge."'
     length = config.bertfast.train_input.max_sequence_length if config.bertfast.train_input else 512
     answer = "logits.item()" if task.is_regression else "model.config.id2label[logits.argmax(-1).item()]"
+    if task.is_multilabel:
+        answer = "[model.config.id2label[index] for index in logits[0].gt(0).nonzero().flatten().tolist()]"
     classes = ["from transformers import AutoModelForSequenceClassification, AutoTokenizer"]
     load, call = "AutoModelForSequenceClassification", "model(**features).logits"
     if own_head:

@@ -18,7 +18,7 @@ import numpy as np
 from bertfast.errors import ConfigError, NonFiniteLossError
 from bertfast.reporting.tables import Given, delimited_lines, write_parquet
 from bertfast.storage import replacing
-from bertfast.tasks import Task, softmax
+from bertfast.tasks import AS_IT_IS, Calibration, Task
 
 FORMATS = ("csv", "tsv", "parquet", "jsonl", "glue")
 _BY_SUFFIX = {".csv": "csv", ".tsv": "glue", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -71,27 +71,35 @@ def is_folder(output: str) -> bool:
     return output.endswith("/") or Path(output).is_dir()
 
 
-def write_predictions(path: str | Path, task: Task, logits: np.ndarray, format: str, given: Given | None = None) -> None:
+def write_predictions(
+    path: str | Path, task: Task, logits: np.ndarray, format: str, given: Given | None = None, calibration: Calibration = AS_IT_IS
+) -> None:
     """Write the predictions of logits [n, C] to a file, whole or not at all; see `write_to`."""
     with replacing(path) as file:
-        write_to(file, task, logits, format, given)
+        write_to(file, task, logits, format, given, calibration)
 
 
-def write_to(file: TextIO, task: Task, logits: np.ndarray, format: str, given: Given | None = None) -> None:
-    """Write the predictions of logits [n, C] to an open file, one a row in order.
+def write_to(
+    file: TextIO, task: Task, logits: np.ndarray, format: str, given: Given | None = None, calibration: Calibration = AS_IT_IS
+) -> None:
+    """Write the predictions of logits [n, C] to an open file, one a row in order, as `calibration` reads them.
 
     glue, jsonl: see `prediction_lines`. csv, tsv, parquet: the columns of `given` (left out: `index`, from 0), and after them `prediction`, and for each class
-    `probability_NAME`, rounded to 6 digits; for a regression its number alone. A name that is taken already gets "_2".
+    `probability_NAME`, rounded to 6 digits; for a regression its number alone. Of several labels a text `prediction` holds all those that hold: in Parquet as a
+    list, in text joined by task.label_separator ("|" without one), or as a JSON list where a name holds it. What a threshold leaves unanswered is empty (null in
+    JSON and Parquet). A name that is taken already gets "_2".
 
     Raises:
         ConfigError: what a format cannot write: a tab or a line break in a name for glue, or anywhere for tsv.
         NonFiniteLossError: naming the first row whose logits are NaN or infinite.
     """
     if format in ("glue", "jsonl"):
-        file.writelines(f"{line}\n" for line in prediction_lines(task, logits, format))
+        file.writelines(f"{line}\n" for line in prediction_lines(task, logits, format, calibration))
         return
     logits = _finite(logits)
-    table, answers = given or Given(("index",), ([index] for index in range(len(logits)))), _answers(task, logits)
+    table, answers = given or Given(("index",), ([index] for index in range(len(logits)))), _answers(task, logits, calibration)
+    if format != "parquet" and not task.is_regression:
+        answers["prediction"] = _in_text(task, answers["prediction"])
     if format == "parquet":
         write_parquet(file.buffer, table, answers)
     else:
@@ -112,19 +120,19 @@ def clean_stdout() -> Iterator[TextIO]:
             os.dup2(ours.fileno(), 1)
 
 
-def prediction_lines(task: Task, logits: np.ndarray, format: str) -> Iterator[str]:
+def prediction_lines(task: Task, logits: np.ndarray, format: str, calibration: Calibration = AS_IT_IS) -> Iterator[str]:
     """The lines of a prediction file for logits [n, C], one a row in order, counted from 0.
 
     glue: a header and `index<TAB>prediction`; classes as GLUE wants them (names for mnli, ax, qnli and rte, numbers for its other tasks),
     names for any other task; stsb with 3 decimals, held within 0 and 5. jsonl: `{"index", "prediction", "probabilities": {label: p}}`, with
-    a number and no probabilities for regression.
+    a number and no probabilities for regression. Of several labels a text, jsonl has a list of those that hold, and each a probability of its own.
 
     Raises:
         ConfigError: a label name that holds a tab or a line break, which the glue format cannot write.
         NonFiniteLossError: naming the first row whose logits are NaN or infinite.
     """
     logits = _finite(logits)
-    return _glue_lines(task, logits) if format == "glue" else _json_lines(task, logits)
+    return _glue_lines(task, logits, calibration) if format == "glue" else _json_lines(task, logits, calibration)
 
 
 def _finite(logits: np.ndarray) -> np.ndarray:
@@ -135,16 +143,38 @@ def _finite(logits: np.ndarray) -> np.ndarray:
     return logits
 
 
-def _answers(task: Task, logits: np.ndarray) -> dict[str, list]:
+def _answers(task: Task, logits: np.ndarray, calibration: Calibration) -> dict[str, list]:
     """What a table gets beside its own columns, by name: float64 logits [n, C] -> n values each."""
     if task.is_regression:
         return {"prediction": logits[:, 0].round(6).tolist()}
-    names, probabilities = task.class_names, softmax(logits).round(6)
-    by_class = {f"probability_{name}": column.tolist() for name, column in zip(names, probabilities.T, strict=True)}
-    return {"prediction": [names[best] for best in logits.argmax(axis=1)], **by_class}
+    chances = calibration.probabilities(task, logits)
+    by_class = {f"probability_{name}": column.tolist() for name, column in zip(task.class_names, chances.round(6).T, strict=True)}
+    return {"prediction": _decisions(task, chances, calibration), **by_class}
 
 
-def _glue_lines(task: Task, logits: np.ndarray) -> Iterator[str]:
+def _decisions(task: Task, chances: np.ndarray, calibration: Calibration) -> list:
+    """The name of each row's class, or a list of the labels that hold; None where it is not answered."""
+    names, answered = task.class_names, calibration.answered(task, chances).tolist()
+    if not task.is_multilabel:
+        return [names[best] if is_sure else None for best, is_sure in zip(chances.argmax(axis=1), answered, strict=True)]
+    held = calibration.decisions(task, chances).tolist()
+    return [
+        [name for name, is_true in zip(names, row, strict=True) if is_true] if is_sure else None
+        for row, is_sure in zip(held, answered, strict=True)
+    ]
+
+
+def _in_text(task: Task, decisions: list) -> list[str]:
+    """Answers as one field each: a name, or labels as the readers take them back; nothing where there is none."""
+    separator = task.label_separator or "|"
+    if not task.is_multilabel:
+        return [name or "" for name in decisions]
+    if any(separator in name or name.startswith("[") for name in task.class_names):
+        return ["" if labels is None else json.dumps(labels, ensure_ascii=False) for labels in decisions]
+    return [separator.join(labels or ()) for labels in decisions]
+
+
+def _glue_lines(task: Task, logits: np.ndarray, calibration: Calibration) -> Iterator[str]:
     if task.is_regression:
         scores = logits[:, 0]
         predictions = (
@@ -157,17 +187,20 @@ def _glue_lines(task: Task, logits: np.ndarray) -> Iterator[str]:
                 raise ConfigError(
                     f"--format glue: the label name {name!r} holds a tab or a line break, which a TSV cannot; use --format jsonl"
                 )
-        predictions = [names[index] for index in logits.argmax(axis=1)]
+        chances = calibration.probabilities(task, logits)
+        if task.is_multilabel:
+            predictions = _in_text(task, _decisions(task, chances, calibration))
+        else:  # each row is answered: GLUE's server takes no gaps
+            predictions = [names[index] for index in chances.argmax(axis=1)]
     return iter(["index\tprediction", *(f"{index}\t{prediction}" for index, prediction in enumerate(predictions))])
 
 
-def _json_lines(task: Task, logits: np.ndarray) -> Iterator[str]:
+def _json_lines(task: Task, logits: np.ndarray, calibration: Calibration) -> Iterator[str]:
     if task.is_regression:
         for index, score in enumerate(logits[:, 0].tolist()):
             yield json.dumps({"index": index, "prediction": round(score, 6)})
         return
-    names = task.class_names
-    probabilities = softmax(logits).round(6)
-    for index, (best, row) in enumerate(zip(logits.argmax(axis=1).tolist(), probabilities.tolist(), strict=True)):
-        record = {"index": index, "prediction": names[best], "probabilities": dict(zip(names, row, strict=True))}
+    names, chances = task.class_names, calibration.probabilities(task, logits)
+    for index, (decision, row) in enumerate(zip(_decisions(task, chances, calibration), chances.round(6).tolist(), strict=True)):
+        record = {"index": index, "prediction": decision, "probabilities": dict(zip(names, row, strict=True))}
         yield json.dumps(record, ensure_ascii=False)

@@ -59,9 +59,10 @@ def write_model_config(folder: str | Path, config: Config, task: Task) -> None:
     if block.pretrain is not None:
         return
     if isinstance(block.task, TaskConfig):
-        block = block.model_copy(
-            update={"task": block.task.model_copy(update={"label_names": task.label_names, "metric": task.main_metric})}
-        )
+        found: dict[str, Any] = {"label_names": task.label_names, "metric": task.main_metric}
+        if task.is_multilabel:
+            found |= {"labels": task.labels, "label_separator": task.label_separator}
+        block = block.model_copy(update={"task": block.task.model_copy(update=found)})
     write_json(Path(folder) / MODEL_CONFIG_FILE, {"bertfast": block.model_dump(mode="json", exclude_none=True)})
 
 

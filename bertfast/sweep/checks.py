@@ -93,9 +93,9 @@ class _Once:
     def _check_loss(self, config: Config, source: InputConfig | None, task: Task) -> None:
         """Hold the loss against the task; the rows are read where it is they that tell the classes, or how many there are of each."""
         block, labels = config.bertfast.loss, _NO_LABELS
-        if not (block.label_smoothing or block.class_weights or block.focal_gamma):
+        if not (block.label_smoothing or block.class_weights or block.focal_gamma or block.pos_weight is not None):
             return
-        if not task.is_complete or (block.class_weights == "balanced" and not task.is_regression):
+        if not task.is_complete or ("balanced" in (block.class_weights, block.pos_weight) and not task.is_regression):
             assert source is not None, "a sweep trains"
             if source.input_fn is not None:
                 return
@@ -103,7 +103,8 @@ class _Once:
             task, labels = self._once(names, lambda: _labels_of(task, source, config.bertfast.run.seed))
         if labels is not None:
             block = block if config.bertfast.multitask is None else among_others(block, task.is_regression)
-            Loss(block, task.num_labels, labels)
+            shaped = labels.reshape(0, task.num_labels) if labels is _NO_LABELS and task.is_multilabel else labels
+            Loss(block, task.num_labels, shaped, names=None if task.is_regression else task.class_names)
 
     def _once(self, name: Hashable, look: Callable[[], Any]) -> Any:
         if name not in self._known:

@@ -1,7 +1,13 @@
+from .answers import Prediction as Prediction
+from .answers import predictions_of as predictions_of
+from .calibrated import AS_IT_IS as AS_IT_IS
+from .calibrated import Calibration as Calibration
+from .calibrated import confidence as confidence
 from .catalogue import TASKS as TASKS
 from .catalogue import get_task as get_task
 from .classes import check_same_classes as check_same_classes
 from .classes import task_of_classes as task_of_classes
+from .label_metrics import sigmoid as sigmoid
 from .metrics import compute_metrics as compute_metrics
 from .metrics import is_better as is_better
 from .metrics import softmax as softmax

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bertfast.config import TaskConfig
 from bertfast.errors import ConfigError
-from bertfast.tasks.task import CLASS_METRICS, REGRESSION_METRICS, FileLayout, HubSet, Task
+from bertfast.tasks.task import CLASS_METRICS, MULTILABEL_METRICS, REGRESSION_METRICS, FileLayout, HubSet, Task
 from bertfast.wording import did_you_mean
 
 
@@ -27,18 +27,19 @@ def get_task(task: str | TaskConfig | Task) -> Task:
 
 def _own_task(config: TaskConfig) -> Task:
     where = f"bertfast.task ({config.name})"
-    columns = [*config.text_columns, config.label_column]
+    labels, key = (config.label_columns, "label_columns") if config.label_columns else ((config.label_column,), "label_column")
+    columns = [*config.text_columns, *labels]
     for column in columns:
         if columns.count(column) > 1:
-            raise ConfigError(f"{where}: the column {column!r} stands twice in text_columns and label_column")
-    names = config.label_names
+            raise ConfigError(f"{where}: the column {column!r} stands twice in text_columns and {key}")
+    names = config.label_names or config.label_columns
     if names is not None:
         if len(names) < 2:
             raise ConfigError(f"{where}: label_names has {len(names)} name; a classifier needs two or more (for regression leave it out)")
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ConfigError(f"{where}: label_names holds {twice[0]!r} twice")
-    if config.metric is not None and config.metric not in (known := sorted((*CLASS_METRICS, *REGRESSION_METRICS))):
+    if config.metric is not None and config.metric not in (known := sorted({*CLASS_METRICS, *REGRESSION_METRICS, *MULTILABEL_METRICS})):
         hint = did_you_mean(config.metric, known, f"known metrics: {', '.join(known)}")
         raise ConfigError(f"{where}: metric = {config.metric!r}: there is no such metric; {hint}")
     _check_kind(config, where)
@@ -48,6 +49,9 @@ def _own_task(config: TaskConfig) -> Task:
         config.label_column,
         label_names=None,
         kind=config.kind,
+        labels="several" if config.is_multilabel else config.labels,
+        label_columns=config.label_columns or (),
+        label_separator=config.label_separator,
         metrics=(),
         main_metric=config.metric or "",
     )
@@ -60,6 +64,23 @@ def _check_kind(config: TaskConfig, where: str) -> None:
     """Raise ConfigError where `kind` contradicts the other keys."""
     if config.kind == "regression" and config.label_names is not None:
         raise ConfigError(f"{where}: kind = 'regression' has scores and no classes; leave out label_names, or make kind 'classification'")
+    for key in ("label_columns", "label_separator", "labels"):
+        value = getattr(config, key)
+        if value is None or (key == "labels" and value == "one"):
+            continue
+        if config.kind == "regression" or config.metric in REGRESSION_METRICS:
+            said = "kind = 'regression'" if config.kind == "regression" else f"metric = {config.metric!r}"
+            raise ConfigError(f"{where}: {said} is of one score a text, and {key} of several labels; take one of them out")
+        if config.labels == "one":
+            raise ConfigError(f"{where}: labels = 'one', but {key} is of several labels a text; take one of them out")
+    if config.label_columns and config.label_separator:
+        raise ConfigError(
+            f"{where}: label_columns has a column for each label, and label_separator parts the labels in one; take one of them out"
+        )
+    if config.label_columns and config.label_names and len(config.label_names) != len(config.label_columns):
+        raise ConfigError(
+            f"{where}: {len(config.label_columns)} label_columns and {len(config.label_names)} label_names; give a name for each column, or no names"
+        )
     of = "regression" if config.metric in REGRESSION_METRICS else "classification"
     if None not in (config.kind, config.metric) and config.kind != of:
         raise ConfigError(f"{where}: kind = {config.kind!r}, but metric = {config.metric!r} is one of {of}; change one of them")

@@ -8,16 +8,19 @@ from bertfast.errors import CheckpointError
 from bertfast.tasks.task import Task
 
 
-def task_of_classes(task: Task, names: tuple[str, ...] | None, source: str) -> Task:
+def task_of_classes(task: Task, names: tuple[str, ...] | None, source: str, several: bool | None = None) -> Task:
     """`task`, its classes taken from those of a trained model where they are not known.
 
     Args:
         names: the model's classes, in order; None of a regression.
         source: the model's folder, for the errors.
+        several: whether the model gives each of them a probability of its own; None where it does not say.
 
     Raises:
-        CheckpointError: a model with another number of classes than the task, with others, or with the same in another order.
+        CheckpointError: a model with another number of classes than the task, with others, or with the same in another order; or one of several labels a
+            text where the task has one, or the other way round.
     """
+    task = _task_of_kind(task, several, source)
     if not task.is_complete:
         return task.with_labels(names)
     count = 1 if names is None else len(names)
@@ -27,6 +30,18 @@ def task_of_classes(task: Task, names: tuple[str, ...] | None, source: str) -> T
         )
     if not task.is_regression and names is not None:
         check_same_classes(names, task.class_names, source, f"those of task {task.name}")
+    return task
+
+
+def _task_of_kind(task: Task, several: bool | None, source: str) -> Task:
+    is_open = task.labels is None and task.layout.kind == "own" and not task.is_regression and task.kind != "regression"
+    if several and is_open:
+        return task.of_several()
+    if several is not None and several != task.is_multilabel:
+        model, other = ("several labels", "one") if several else ("one label", "several")
+        raise CheckpointError(
+            f"{source}: the model gives a text {model}, and task {task.name} is of {other}; was it fine-tuned on another task?"
+        )
     return task
 
 

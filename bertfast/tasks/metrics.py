@@ -1,4 +1,4 @@
-"""The metrics of the tasks: accuracy, F1, Matthews, Pearson and Spearman, over a whole data set at once, in float64.
+"""The metrics of the tasks (those of several labels a text are in label_metrics.py): accuracy, F1, Matthews, Pearson and Spearman, over a whole data set at once, in float64.
 
 They are sums over a confusion matrix and correlations of two vectors, so numpy says each in a few lines. torchmetrics 1.9 would take
 1.7 s to import, answers in float32, and gives predictions that are all 1 a Matthews correlation of 0.58, where scikit-learn says 0.
@@ -13,14 +13,16 @@ from collections.abc import Callable
 import numpy as np
 
 from bertfast.errors import ConfigError, NonFiniteLossError
-from bertfast.tasks.task import CLASS_METRICS, REGRESSION_METRICS, Task
+from bertfast.tasks import label_metrics
+from bertfast.tasks.task import CLASS_METRICS, MULTILABEL_METRICS, REGRESSION_METRICS, Task
 from bertfast.wording import did_you_mean
 
 LOSSES = {"mlm_loss"}  # of pre-training, which computes its metrics itself
 
 
 def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Every metric that `task.metrics` names, of logits [n, C] (any float type) and labels [n] (class ids, or floats for regression).
+    """Every metric that `task.metrics` names, of logits [n, C] (any float type) and labels [n] (class ids, or floats for regression), or [n, C] of 0
+    and 1 where a text has several labels.
 
     A metric that is undefined (F1 with no positive example and none predicted, a correlation with a constant) is 0.0, as in scikit-learn:
     a model that tells nothing apart must not win, and NaN cannot be compared.
@@ -31,15 +33,16 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
         ValueError: where logits and labels have different lengths, or no example at all.
     """
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
-    if logits.ndim != 2 or len(logits) != len(labels) or not len(labels):
-        raise ValueError(f"logits {list(logits.shape)} and labels {list(labels.shape)} must be [n, C] and [n], with n of at least 1")
+    if logits.ndim != 2 or labels.shape != (logits.shape if task.is_multilabel else logits.shape[:1]) or not len(labels):
+        wanted = "[n, C] both" if task.is_multilabel else "[n, C] and [n]"
+        raise ValueError(f"logits {list(logits.shape)} and labels {list(labels.shape)} must be {wanted}, with n of at least 1")
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(broken):
         raise NonFiniteLossError(
             f"the logits of {len(broken)} of {len(logits)} examples are not finite; the first is example {broken[0]} of the evaluation "
             "data. Train with a smaller learning rate, or in bf16 or fp32 rather than fp16"
         )
-    predictions = logits[:, 0] if task.is_regression else logits.argmax(axis=1)
+    predictions = logits if task.is_multilabel else logits[:, 0] if task.is_regression else logits.argmax(axis=1)
     return {name: float(_metric(name, task)(predictions, labels)) for name in task.metrics}
 
 
@@ -109,11 +112,11 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _metric(name: str, task: Task) -> Callable[[np.ndarray, np.ndarray], float]:
-    known = REGRESSION_METRICS if task.is_regression else CLASS_METRICS
+    known = REGRESSION_METRICS if task.is_regression else MULTILABEL_METRICS if task.is_multilabel else CLASS_METRICS
     if name not in known:
         hint = did_you_mean(name, known, f"known: {', '.join(known)}")
-        kind = "regression" if task.is_regression else "classes"
+        kind = "regression" if task.is_regression else "several labels a text" if task.is_multilabel else "classes"
         raise ConfigError(f"task {task.name}: there is no metric {name!r} for {kind}; {hint}")
     if name == "f1" and task.num_labels != 2:
         raise ConfigError(f"task {task.name}: the metric 'f1' is for two classes, and there are {task.num_labels}; use 'macro_f1'")
-    return globals()[name]  # a metric is the function of its name
+    return getattr(label_metrics, name) if task.is_multilabel else globals()[name]  # a metric is the function of its name

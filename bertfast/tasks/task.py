@@ -14,6 +14,8 @@ from bertfast.errors import ConfigError, DataError
 # Each is the function of that name in metrics.py.
 CLASS_METRICS = ("accuracy", "f1", "macro_f1", "matthews_correlation")
 REGRESSION_METRICS = ("pearson", "spearman", "pearson_spearman")
+# Of several labels a text; each is the function of that name in label_metrics.py. The first is the default.
+MULTILABEL_METRICS = ("micro_f1", "macro_f1", "samples_f1", "exact_match", "mean_average_precision", "roc_auc")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Task:
 
     text_columns: one column (a sentence) or two (a pair). label_names: in class order; None for regression, and for a user's own task
     whose classes are not known until its training data is read (`is_complete` tells). kind: what the config says of labels that are not
-    known yet; with None, they tell by how they look. metrics: functions of metrics.py; main_metric picks the best checkpoint. published: source -> metric -> the score of BERT-base, as a fraction.
+    known yet; with None, they tell by how they look. labels: "one" or "several" a text (then any number of them hold, none too); None: one, unless the data
+    hold lists. label_columns: columns of 0 and 1, one for each label. label_separator: what stands between the labels in a field of a CSV or TSV. metrics: functions of metrics.py; main_metric picks the best checkpoint. published: source -> metric -> the score of BERT-base, as a fraction.
     """
 
     name: str
@@ -61,6 +64,9 @@ class Task:
     label_names: tuple[str, ...] | None
     is_regression: bool = False
     kind: str | None = None
+    labels: str | None = None
+    label_columns: tuple[str, ...] = ()
+    label_separator: str | None = None
     metrics: tuple[str, ...] = ("accuracy",)
     main_metric: str = "accuracy"
     train_splits: tuple[str, ...] = ("train",)
@@ -77,6 +83,11 @@ class Task:
     @property
     def is_pair(self) -> bool:
         return len(self.text_columns) == 2
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether any number of the labels may hold of a text at once."""
+        return self.labels == "several"
 
     @property
     def is_complete(self) -> bool:
@@ -114,11 +125,35 @@ class Task:
         """
         is_regression = label_names is None
         asked = self.main_metric
-        if asked and (asked in REGRESSION_METRICS) != is_regression:
-            kind, of = ("numbers", "regression") if is_regression else ("classes", "classification")
-            raise ConfigError(f"task {self.name}: metric = {asked!r}, but the labels are {kind}; choose a metric of {of}, or leave it out")
+        known = REGRESSION_METRICS if is_regression else MULTILABEL_METRICS if self.is_multilabel else CLASS_METRICS
+        if asked and asked not in known:
+            raise ConfigError(f"task {self.name}: metric = {asked!r}, but {_MISFITS[known]}, or leave it out")
         if asked == "f1" and label_names is not None and len(label_names) != 2:
             raise ConfigError(f"task {self.name}: metric = 'f1' is for two classes, and there are {len(label_names)}; use 'macro_f1'")
-        default = ("pearson", "spearman", "pearson_spearman") if is_regression else ("accuracy",)
+        default = ("accuracy",) if known is CLASS_METRICS else known
         metrics = tuple(dict.fromkeys([*default, asked] if asked else default))
         return replace(self, label_names=label_names, is_regression=is_regression, metrics=metrics, main_metric=asked or default[0])
+
+    def of_several(self) -> Task:
+        """The same task, with several labels a text: as its data tell.
+
+        Raises:
+            ConfigError: the task is a regression, or was said to have one label a text.
+        """
+        if self.is_multilabel:
+            return self
+        is_regression = self.is_regression or self.kind == "regression"
+        if is_regression or self.labels == "one" or self.layout.kind != "own":
+            what = "a regression" if is_regression else "of one label a text"
+            fix = "give one label a row" if self.layout.kind != "own" else "set task.labels = 'several', or give one label a row"
+            raise ConfigError(f"task {self.name} is {what}, and its data hold lists of labels; {fix}")
+        asked = "" if self.is_complete and self.main_metric == "accuracy" else self.main_metric  # the default of one label a text
+        task = replace(self, labels="several", main_metric=asked)
+        return task if self.label_names is None else task.with_labels(self.label_names)
+
+
+_MISFITS = {
+    REGRESSION_METRICS: "the labels are numbers; choose a metric of regression",
+    CLASS_METRICS: "the labels are classes; choose a metric of classification",
+    MULTILABEL_METRICS: f"a text has several labels; choose {', '.join(MULTILABEL_METRICS[:-1])} or {MULTILABEL_METRICS[-1]}",
+}

@@ -83,6 +83,7 @@ class Loader:
             new_head=new_head,
             overrides={**settings.dropout, "classifier_dropout": self.settings.head.dropout},
             head=head,
+            several=self.task.is_multilabel,
         )
 
     def trained(self, folder: str, precision: str) -> tuple[BertClassifier, Any]:

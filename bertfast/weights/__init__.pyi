@@ -1,4 +1,5 @@
 from .config_keys import GELU_FORMS as GELU_FORMS
+from .config_keys import MULTILABEL as MULTILABEL
 from .config_keys import OWN_ARCHITECTURE as OWN_ARCHITECTURE
 from .config_keys import check_config as check_config
 from .config_keys import check_tied as check_tied

@@ -25,7 +25,8 @@ Rule = Callable[[Any, Values], str | None]  # a value, and all of its config -> 
 GELU_FORMS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 OWN_ARCHITECTURE = "BertfastClassifier"  # what config.json calls a model with a head that transformers has not
 _CLASSIFIERS = ("BertForSequenceClassification", "TFBertForSequenceClassification", "FlaxBertForSequenceClassification", OWN_ARCHITECTURE)
-_PROBLEM_TYPES = ("single_label_classification", "regression", "multi_label_classification")
+MULTILABEL = "multi_label_classification"  # what transformers calls a classifier with several labels a text
+_PROBLEM_TYPES = ("single_label_classification", "regression", MULTILABEL)
 _NEW_HEAD = "take problem_type and id2label out of it to train a new head on its encoder"
 
 
@@ -157,10 +158,10 @@ def _problem(value: Any, values: Values) -> str | None:
     if value is None:
         return None
     if value not in _PROBLEM_TYPES:
-        return f"give {', '.join(_PROBLEM_TYPES[:2])} or null"
+        return f"give {', '.join(_PROBLEM_TYPES)} or null"
     n = len(values["id2label"])
-    if value == "multi_label_classification":
-        return f"a multi-label classifier, whose classes do not exclude each other; bertfast answers with one class a text, or a score; {_NEW_HEAD}"
+    if value == MULTILABEL and n == 1:
+        return f"there is one label in id2label, and bertfast takes two or more of which several may hold; {_NEW_HEAD}"
     if value == "regression" and n > 1:
         return f"a regression of {n} numbers; bertfast answers with one class a text, or one number; {_NEW_HEAD}"
     if value == "single_label_classification" and n == 1:

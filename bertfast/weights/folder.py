@@ -15,7 +15,7 @@ import torch
 
 from bertfast.errors import CheckpointError
 from bertfast.storage import folders, give_usual_mode
-from bertfast.weights.config_keys import config_from
+from bertfast.weights.config_keys import MULTILABEL, config_from
 from bertfast.weights.faults import refuse_faults
 from bertfast.weights.files import WEIGHTS, no_weights, read_tensors, refuse_pointer
 from bertfast.weights.google import CONFIG_FILE as OLD_CONFIG_FILE
@@ -78,7 +78,8 @@ def write_weights(
 ) -> None:
     """Write config.json and model.safetensors into an existing folder; tensors by transformers' names."""
     config.architectures = [architecture]
-    config.problem_type = "regression" if config.num_labels == 1 else "single_label_classification"
+    if config.problem_type != MULTILABEL:  # what a classifier answers when nothing else was said
+        config.problem_type = "regression" if config.num_labels == 1 else "single_label_classification"
     config.dtype = "float32"
     config.save_pretrained(folder)
     save_tensors(folder, {name: tensor.float().cpu() for name, tensor in state.items()})

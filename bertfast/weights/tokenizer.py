@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertfast.errors import CheckpointError
 from bertfast.tasks import Task, task_of_classes
+from bertfast.weights.config_keys import MULTILABEL
 from bertfast.weights.files import refuse_pointer
 from bertfast.weights.vocabulary import Written, check_as_written, drop_segments
 from bertfast.wording import reason
@@ -84,7 +85,8 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def task_of_model(task: Task, bert: BertConfig, folder: Path) -> Task:
     """`task`, its classes taken from the config of the fine-tuned model in `folder` where they are not known; see `task_of_classes`."""
-    return task_of_classes(task, None if bert.num_labels == 1 else classes_of(bert), str(folder))
+    several = None if bert.problem_type is None else bert.problem_type == MULTILABEL
+    return task_of_classes(task, None if bert.num_labels == 1 else classes_of(bert), str(folder), several)
 
 
 def classes_of(bert: BertConfig) -> tuple[str, ...]:

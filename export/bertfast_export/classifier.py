@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from bertfast import machine
+from bertfast.calibration import read_calibration
 from bertfast.data import Encode, TokenBlock, backend_encoder
 from bertfast.errors import DataError, ExportError
-from bertfast.tasks import softmax
+from bertfast.readers import text_list
+from bertfast.tasks import AS_IT_IS, Calibration, Prediction, Task, predictions_of
 from bertfast_export.choice import Setting, read_choice
 from bertfast_export.contract import A_PAIR, OPENVINO_VARIANTS, VARIANTS, no_bundle, verdict_name
 from bertfast_export.openvino_runtime import has_openvino, open_openvino
@@ -31,14 +32,6 @@ _OTHER_TEXTS = {
 _BLOCK = 1024  # texts that are tokenised at a time, while the block before them is computed
 
 
-class Prediction(NamedTuple):
-    """One answer. label: the class's name, None for a regression. score: its probability, or the regression's number. probabilities: by name."""
-
-    label: str | None
-    score: float
-    probabilities: dict[str, float]
-
-
 class OnnxClassifier:
     """A verified ONNX classifier. May be called from several threads at once: it holds nothing that a call changes."""
 
@@ -51,9 +44,14 @@ class OnnxClassifier:
         pad_token_id: int = 0,
         streams: int = 1,
         batch_tokens: int | None = None,
+        several: bool = False,
+        calibration: Calibration = AS_IT_IS,
     ):
         """encode: of single texts, or with is_pair of pairs; the judge has asked of no other. streams: batches that are computed side by side.
-        batch_tokens: of a batch at most, with its padding; left out, 2,048 in at most 32 rows."""
+        batch_tokens: of a batch at most, with its padding; left out, 2,048 in at most 32 rows. several: any number of the labels may hold of a text. calibration: how probabilities and decisions
+        are read from the logits."""
+        self.several, self.calibration = several, calibration
+        self._task = Task("bundle", ("text",), "label", tuple(labels) or None, not labels, labels="several" if several else None)
         self.streams, self._batch_tokens = streams, batch_tokens
         self.session, self.labels, self.is_pair = session, tuple(labels), is_pair
         self._encode, self._pad_token_id, self._types = encode, pad_token_id, input_types(session)
@@ -98,7 +96,10 @@ class OnnxClassifier:
             is_pair = steps["texts"].startswith(A_PAIR)
             encode = backend_encoder(tokenizer, length, is_pair, cut_left=steps.get("truncation_side") == "left")
             labels = json.loads(facts["labels"])
-            return cls(session, encode, labels, is_pair, steps["pad_token"], streams, chosen.batch_tokens if chosen is not None else None)
+            several = facts.get("problem_type") == "multi_label_classification"
+            budget = chosen.batch_tokens if chosen is not None else None
+            calibration = read_calibration(folder, Task("bundle", ("text",), "label", tuple(labels) or None, not labels))
+            return cls(session, encode, labels, is_pair, steps["pad_token"], streams, budget, several, calibration)
         except Exception as error:  # tokenizers raises plain Exceptions
             raise ExportError(f"{folder}: its tokenizer or its metadata cannot be read ({error}); export it again") from None
 
@@ -110,19 +111,20 @@ class OnnxClassifier:
             DataError: texts and text_pairs are not of one length, or are no lists of strings; or pairs of a model of single texts, or single texts of
                 one of pairs.
         """
-        logits = self.logits(texts, text_pairs, batch_size)
+        return predictions_of(self._task, self.logits(texts, text_pairs, batch_size), self.calibration)
+
+    def predict_proba(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None, batch_size: int | None = None) -> np.ndarray:
+        """The probabilities [n, C], float64, in the order of `labels`; of several labels a text each is that of its label alone. Raises as `predict` does, and
+
+        ExportError: of a regression, which has none.
+        """
         if not self.labels:
-            return [Prediction(None, score, {}) for score in logits[:, 0].tolist()]
-        rows = softmax(logits).tolist()
-        best = logits.argmax(axis=1).tolist()
-        return [
-            Prediction(self.labels[index], row[index], dict(zip(self.labels, row, strict=True)))
-            for index, row in zip(best, rows, strict=True)
-        ]
+            raise ExportError("a regression has no probabilities; its numbers are logits[:, 0], or the scores of predict")
+        return self.calibration.probabilities(self._task, self.logits(texts, text_pairs, batch_size))
 
     def logits(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None, batch_size: int | None = None) -> np.ndarray:
         """Logits [n, C], float32, in the order of the texts. Texts of like length share a batch, so that little of it is padding."""
-        texts, text_pairs = _listed("texts", texts), None if text_pairs is None else _listed("text_pairs", text_pairs)
+        texts, text_pairs = text_list("texts", texts), None if text_pairs is None else text_list("text_pairs", text_pairs)
         if text_pairs is not None and len(text_pairs) != len(texts):
             raise DataError(f"there are {len(texts)} texts and {len(text_pairs)} text_pairs; give one for each")
         if self.is_pair != (text_pairs is not None):
@@ -170,31 +172,6 @@ class OnnxClassifier:
 
 
 Classifier = OnnxClassifier  # a bundle may be run by OpenVINO too
-
-
-def _listed(name: str, column: Iterable[str]) -> list[str]:
-    """A column of texts, be it a tuple, a pandas Series or a numpy array, as a list.
-
-    Raises:
-        DataError: it is one string, a table or a dictionary, or holds what is no string.
-    """
-    if isinstance(column, str | bytes):
-        raise DataError(f"{name} is one string; give a list of strings")
-    if isinstance(column, Mapping) or hasattr(column, "columns") or not isinstance(column, Iterable):
-        raise DataError(f"{name} is of type {type(column).__name__}; give a list of strings, of a table one column")
-    texts = list(column)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            is_pair = isinstance(text, list | tuple) and len(text) == 2
-            hint = (
-                "; give the second texts of pairs as text_pairs"
-                if is_pair
-                else "; an empty text is ''"
-                if text is None or text != text
-                else ""
-            )
-            raise DataError(f"{name}[{index}] is {text!r}, where a string should be{hint}")
-    return texts
 
 
 class Files:

@@ -126,4 +126,4 @@ def load(folder: str, variant: str | None, device: str | None, streams: int | No
 
     classifier = OnnxClassifier.from_bundle(folder, variant, _PROVIDERS[device], streams=streams)
     block = bundle_block(folder)
-    return classifier, block, task_of_classes(get_task(block.task), classifier.labels or None, folder)
+    return classifier, block, task_of_classes(get_task(block.task), classifier.labels or None, folder, classifier.several)

@@ -113,7 +113,7 @@ def _keeps_its_budget(variant: str, files: Files, kept: KeptEvidence, say: Say) 
     verdict = Verdict(name, replace(budget, mean=2 * budget.mean, rounding=None if budget.rounding is None else 2 * budget.rounding))
     chosen = [index for index, case in enumerate(kept.cases) if case.features["input_ids"].size <= _GRID_TOKENS]
     exact, rounded = ([answers[index] for index in chosen] for answers in (kept.answers.exact, kept.answers.rounded))
-    judge_session(session, [kept.cases[index] for index in chosen], Answers(exact, rounded), [], verdict)
+    judge_session(session, [kept.cases[index] for index in chosen], Answers(exact, rounded, kept.answers.several), [], verdict)
     if verdict.fault is not None:
         say(f"{variant}: not measured; {verdict.fault}")
     return verdict.fault is None

@@ -10,12 +10,13 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast.config.schema import TaskConfig
 from bertfast.data import cache
-from bertfast.data.cache import CacheWriter, cache_folder, header_of
+from bertfast.data.cache import CacheWriter, cache_folder, header_of, label_type_of
 from bertfast.data.encoded import EncodedDataset, open_cached
 from bertfast.data.tokenizing import TokenBlock
 from bertfast.errors import DataError
@@ -35,8 +36,7 @@ def block(sequences, types=None) -> TokenBlock:
 def build(folder, sequences, labels=None, blocks=1, task=TASK, parts=None, rows=None, name="x.arrow") -> EncodedDataset:
     """A data set of these sequences, written in so many blocks; example i stands on line 10 * i."""
     header = header_of(task, "f" * 64, 512, "line", FILLER, rows)
-    label_type = None if labels is None else labels.dtype.type
-    with CacheWriter(folder, folder / name, header, label_type, parts is not None) as writer:
+    with CacheWriter(folder, folder / name, header, label_type_of(labels), parts is not None) as writer:
         for chosen in np.array_split(np.arange(len(sequences)), blocks):
             if len(chosen):
                 writer.write(
@@ -237,3 +237,26 @@ def test_checksums_are_those_of_the_rows_and_not_of_their_file(tmp_path, monkeyp
     assert differs("scores.arrow", sequences, labels.astype(np.float32)) == {"labels"}
     assert differs("order.arrow", [sequences[index] for index in (1, 0, 2, 3)], labels) == {"tokens"}
     assert differs("cut.arrow", [[5], [6, 7], [8, 9, 10], [7]], labels) == {"tokens"}, "the same ids, cut otherwise"
+
+
+def test_several_labels_a_text_are_given_back_as_floats(tmp_path):
+    task = get_task(TaskConfig(text_columns=("text",), label_names=("a", "b", "c"), labels="several"))
+    labels = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]], dtype=np.uint8)
+    dataset = build(tmp_path, [[7], [8, 9], [10], [11]], labels, blocks=2, task=task)
+    assert dataset.task.is_multilabel and np.array_equal(dataset.labels, labels)
+    batch = dataset.batch(np.array([3, -1, 0]))
+    assert batch.labels.dtype == torch.float32 and batch.labels[[0, 2]].tolist() == [[1, 1, 1], [1, 0, 1]]
+    assert batch.labels[1].isnan().all()  # a filler
+    assert (
+        build(tmp_path, [[7], [8, 9], [10], [11]], 1 - labels, task=task, name="y.arrow").checksums()["labels"]
+        != dataset.checksums()["labels"]
+    )
+
+
+def test_a_cache_tells_that_texts_have_several_labels(tmp_path):
+    """To a task that does not know its labels yet, and to one that knows their names alone."""
+    task = get_task(TaskConfig(text_columns=("text",), label_names=("a", "b"), labels="several"))
+    build(tmp_path, [[7], [8]], np.array([[1, 0], [0, 1]], dtype=np.uint8), task=task)
+    for keys in ({}, {"label_names": ("a", "b")}):
+        found = EncodedDataset(tmp_path / "x.arrow", get_task(TaskConfig(text_columns=("text",), **keys)), "x").task
+        assert found.is_multilabel and found.label_names == ("a", "b") and found.main_metric == "micro_f1"

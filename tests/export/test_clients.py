@@ -103,14 +103,16 @@ KINDS = {
     "pairs-cut-at-their-beginning": {"is_pair": True, "side": "left"},
     "long-texts": {},
     "regression": {"num_labels": 1},
+    "several-labels": {"several": True},
 }
 
 
-def bundle_of_a_kind(folder: Path, is_pair: bool = False, side: str = "right", num_labels: int = 3) -> Path:
+def bundle_of_a_kind(folder: Path, is_pair: bool = False, side: str = "right", num_labels: int = 3, several: bool = False) -> Path:
     """A bundle that is cut at 31 tokens, as `folder`/mnli: an odd room for pairs, and an even one for texts."""
     from transformers import AutoTokenizer
 
-    model = write_classifier(folder / "model", num_labels=num_labels, max_position_embeddings=40)
+    kind = {"problem_type": "multi_label_classification"} if several else {}
+    model = write_classifier(folder / "model", num_labels=num_labels, max_position_embeddings=40, **kind)
     AutoTokenizer.from_pretrained(model, truncation_side=side).save_pretrained(model)
     options = Options(("portable",), max_sequence_length=31)
     source = Candidate(str(model), options, is_pair=is_pair)
@@ -153,10 +155,13 @@ def test_the_documented_code_for_node(kind, modules, tmp_path):
     if logits.shape[1] == 1:
         assert [answer["score"] for answer in given] == pytest.approx(logits[:, 0].tolist(), abs=1e-4)
         return
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    several, powers = "several" in KINDS[kind], np.exp(logits - logits.max(axis=1, keepdims=True))
     assert [answer["label"] for answer in given] == [LABELS[index] for index in logits.argmax(axis=1)]
     found = [[answer["probabilities"][name] for name in LABELS] for answer in given]
-    assert np.abs(np.array(found) - powers / powers.sum(axis=1, keepdims=True)).max() <= 1e-4
+    chances = 1 / (1 + np.exp(-logits)) if several else powers / powers.sum(axis=1, keepdims=True)
+    assert np.abs(np.array(found) - chances).max() <= 1e-4
+    held = logits > 0 if several else powers == 1
+    assert [answer["labels"] for answer in given] == [[name for name, is_true in zip(LABELS, row, strict=True) if is_true] for row in held]
     assert all(answer["score"] == max(answer["probabilities"].values()) for answer in given)
 
 
@@ -189,3 +194,28 @@ def test_optimum_gives_the_same_answers(optimum, bundle):
     logits, labels = json.loads(done.stdout.splitlines()[-1])
     assert np.abs(np.array(logits) - OnnxClassifier.from_bundle(bundle, "portable").logits(TEXTS)).max() <= 5e-5
     assert tuple(labels.values()) == LABELS
+
+
+def test_optimum_and_transformers_js_take_the_sigmoid(modules, optimum, tmp_path):
+    """Their own pipelines, of a model with several labels a text."""
+    bundle, texts = bundle_of_a_kind(tmp_path, several=True), TEXTS[:4]
+    chances = 1 / (1 + np.exp(-eager_answers(tmp_path / "model", texts, None)))
+    code = (
+        "import json, sys\n"
+        "from optimum.onnxruntime import ORTModelForSequenceClassification, pipeline\n"
+        "answers = pipeline('text-classification', sys.argv[1], accelerator='ort', top_k=None)(json.loads(sys.argv[2]))\n"
+        "print(json.dumps(answers))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([optimum, "-c", code, bundle, json.dumps(texts)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    request = {"bundle": str(bundle), "file": "model.onnx", "modules": str(modules), "texts": texts, "transformers": True, "dtype": "fp32"}
+    request["features"] = {name: [[2, 3]] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    node = subprocess.run(
+        ["node", str(ROOT / "tests" / "support" / "client.mjs"), str(tmp_path / "request.json")], capture_output=True, text=True
+    )
+    assert node.returncode == 0, node.stderr[-2000:]
+    for given in (json.loads(done.stdout.splitlines()[-1]), json.loads(node.stdout.splitlines()[-1])["answers"]):
+        found = [[next(one["score"] for one in answer if one["label"] == name) for name in LABELS] for answer in given]
+        assert np.abs(np.array(found) - chances).max() <= 1e-4

@@ -10,7 +10,8 @@ import pytest
 
 from bertfast.config.schema import TaskConfig
 from bertfast.errors import ConfigError, DataError
-from bertfast.readers.labels import MAX_INFERRED_CLASSES, LabelTable
+from bertfast.readers.labels.classes import MAX_INFERRED_CLASSES
+from bertfast.readers.labels.table import LabelTable
 from bertfast.tasks.catalogue import get_task
 
 UNKNOWN = get_task(TaskConfig(text_columns=("text",)))

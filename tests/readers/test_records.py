@@ -71,7 +71,8 @@ def test_jsonl_without_labels(tmp_path):
         pytest.param('{"text": 7, "label": 1}', "line 2: column 'text' holds 7, a int", id="number-for-text"),
         pytest.param('{"text": "b", "label": null}', "line 2: the label in column 'label' is missing (null)", id="null-label"),
         pytest.param('{"text": "b", "label": NaN}', "line 2: the label in column 'label' is missing (NaN)", id="nan-label"),
-        pytest.param('{"text": "b", "label": [1]}', "line 2: the label in column 'label' is a list", id="list-label"),
+        pytest.param('{"text": "b", "label": {"a": 1}}', "line 2: the label in column 'label' is a dict", id="object-label"),
+        pytest.param('{"text": "b", "label": ["c", null]}', "line 2: the label in column 'label' is missing (null)", id="null-in-a-list"),
         pytest.param('{"text": ' + "[" * 100_000, "line 2: the JSON is nested too deeply", id="deep"),
     ],
 )

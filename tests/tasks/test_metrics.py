@@ -13,11 +13,13 @@ from bertfast.tasks.task import CLASS_METRICS, REGRESSION_METRICS
 
 
 def classes(*metrics, num_labels=2):
-    return SimpleNamespace(name="demo", metrics=metrics, main_metric=metrics[0], is_regression=False, num_labels=num_labels)
+    return SimpleNamespace(
+        name="demo", metrics=metrics, main_metric=metrics[0], is_regression=False, is_multilabel=False, num_labels=num_labels
+    )
 
 
 def regression(*metrics):
-    return SimpleNamespace(name="demo", metrics=metrics, main_metric=metrics[0], is_regression=True, num_labels=1)
+    return SimpleNamespace(name="demo", metrics=metrics, main_metric=metrics[0], is_regression=True, is_multilabel=False, num_labels=1)
 
 
 def logits_for(predictions, num_labels=2):

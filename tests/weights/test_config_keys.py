@@ -86,7 +86,7 @@ WRITTEN = {
     "label2id": {'{"no": 0}': SAME, '{"LABEL_0": 1, "LABEL_1": 0, "LABEL_2": 2}': REFUSED},
     "problem_type": {
         "single_label_classification": SAME,
-        "multi_label_classification": REFUSED,
+        "multi_label_classification": SAME,
         "regression": REFUSED,  # of three numbers
         "ranking": REFUSED,
     },

@@ -46,7 +46,8 @@ class Classification(Objective[EncodedDataset]):
         return self.loader.trained(folder, precision)
 
     def begin(self, train_set: EncodedDataset, steps_per_epoch: int, total_steps: int) -> None:
-        self._loss = Loss(self.settings.loss, self.task.num_labels, train_set.training_labels, self.ranks.device)
+        names = None if self.task.is_regression else self.task.class_names
+        self._loss = Loss(self.settings.loss, self.task.num_labels, train_set.training_labels, self.ranks.device, names)
 
     def loss(self, forward: Forward, batch: PackedBatch, totals: Totals) -> MicroLoss:
         batch = self._loss.prepared(batch)

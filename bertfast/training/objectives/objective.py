@@ -126,7 +126,8 @@ class Objective(ABC, Generic[Examples]):
 
     def identity(self) -> dict[str, Any]:
         """What more must be equal for a resumed run to be the same run; plain data. Asked once the data are loaded."""
-        return {"classes": self.task.label_names, "metric": self.task.main_metric}
+        kind = {"labels": self.task.labels} if self.task.is_multilabel else {}
+        return {"classes": self.task.label_names, "metric": self.task.main_metric, **kind}
 
     def data_lines(self, train_set: Examples, eval_sets: dict[str, Any]) -> list[str]:
         """What a person is told of the data at the start of a run: what validate says of them."""

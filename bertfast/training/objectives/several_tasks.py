@@ -55,6 +55,11 @@ class SeveralTasks(Objective[MixtureSet]):
 
     def training_set(self, tokenizer: Any) -> MixtureSet:
         sets = [loader.training_set(tokenizer) for loader in self.loaders.values()]
+        for part in sets:
+            if part.task.is_multilabel:
+                raise ConfigError(
+                    f"{part.source}: its texts have several labels each; multitask trains tasks of one label a text, or one score"
+                )
         return MixtureSet(sets, self._multitask.sampling, self.settings.run.seed, self.training_source.shuffle)
 
     def evaluation_sets(self, tokenizer: Any) -> dict[str, EncodedDataset]:

@@ -21,10 +21,11 @@ from tokenizers import Tokenizer
 from transformers import BertConfig
 
 from bertfast import __version__
+from bertfast.calibration import CALIBRATION_FILE
 from bertfast.data import backend_encoder
 from bertfast.reporting import MODEL_CONFIG_FILE
 from bertfast.storage import write_json
-from bertfast.tasks import get_task
+from bertfast.tasks import Task, get_task
 from bertfast.weights import load_tokenizer, read_config
 from bertfast.wording import reason
 from bertfast_export.bundle.record import bundle_block
@@ -44,7 +45,6 @@ _SHOWN = 80  # characters of a value, in a message
 _WORDS = 12  # of the vocabulary, that tokenizers are asked of
 _CUT = {"strategy": "LongestFirst", "stride": 0}
 # transformers' problem_type, by whether it is a regression
-_KINDS: dict[bool, Literal["regression", "single_label_classification"]] = {True: "regression", False: "single_label_classification"}
 # What tokenizers read differently where they differ at all, by their settings, their normalisers or their vocabularies.
 _PROBES = (
     "",
@@ -105,6 +105,7 @@ def metadata_of(source: Candidate, variant: str, hashes: Mapping[str, str], toke
     return {
         "task": "text-regression" if source.task.is_regression else "text-classification",
         "labels": json.dumps(source.labels(), ensure_ascii=False),
+        "problem_type": problem_type(source.task),
         "max_sequence_length": str(source.max_sequence_length),
         "preprocessing": json.dumps(steps, ensure_ascii=False),
         "variant": variant,
@@ -117,7 +118,7 @@ def write_companions(beside: Path, source: Candidate, options: Options) -> None:
     """config.json, bertfast.json, the length for servers, and the models where transformers.js or Triton look for them."""
     config = BertConfig.from_dict(source.bert.to_dict())
     config.architectures = ["BertForSequenceClassification"]
-    config.problem_type = _KINDS[source.task.is_regression]  # transformers' pipeline takes one output for a probability without it
+    config.problem_type = problem_type(source.task)  # transformers' pipeline takes one output for a probability without it
     if not source.task.is_regression:
         config.id2label = dict(enumerate(source.labels()))
     config.label2id = {str(name): int(index) for index, name in (config.id2label or {}).items()}
@@ -130,10 +131,15 @@ def write_companions(beside: Path, source: Candidate, options: Options) -> None:
         "label_names": source.task.label_names,
         "metric": source.task.main_metric,
     }
+    if source.task.is_multilabel:
+        described |= {"labels": source.task.labels, "label_separator": source.task.label_separator}
+        described |= {"label_columns": source.task.label_columns} if source.task.label_columns else {}
     named_task = source.block.task if source.block else None
     task = named_task if isinstance(named_task, str) else described
     block = {"task": task, "model": {"checkpoint": source.name}, "eval_input": {"max_sequence_length": source.max_sequence_length}}
     write_json(beside / MODEL_CONFIG_FILE, {"bertfast": block})
+    if (source.folder / CALIBRATION_FILE).is_file():
+        shutil.copyfile(source.folder / CALIBRATION_FILE, beside / CALIBRATION_FILE)
     if options.layout == "triton":
         write_triton(beside, source, options)
         return
@@ -144,6 +150,11 @@ def write_companions(beside: Path, source: Candidate, options: Options) -> None:
             os.link(file, folder / file.name)
         except OSError:  # a file system without hard links
             shutil.copy2(file, folder / file.name)
+
+
+def problem_type(task: Task) -> Literal["regression", "multi_label_classification", "single_label_classification"]:
+    """What transformers calls a task's kind of answer."""
+    return "regression" if task.is_regression else "multi_label_classification" if task.is_multilabel else "single_label_classification"
 
 
 def disagreements(folder: Path, checkpoint: Mapping[str, str], tokenizer: Any = None) -> list[str]:
@@ -188,7 +199,7 @@ def _claims(folder: Path, checkpoint: Mapping[str, str]) -> Iterator[Claim]:
     yield "the number of each label", "label2id of config.json", config.label2id
     if task.is_complete:
         yield "the number of outputs", MODEL_CONFIG_FILE, task.num_labels
-        yield "the kind of answer", MODEL_CONFIG_FILE, _KINDS[task.is_regression]
+        yield "the kind of answer", MODEL_CONFIG_FILE, problem_type(task)
         yield "the labels", MODEL_CONFIG_FILE, None if task.is_regression else list(task.class_names)
     if (server := folder / _SERVER_LENGTH).is_file():
         yield "the longest sequence", _SERVER_LENGTH, _json(server)["max_seq_length"]
@@ -248,7 +259,8 @@ def _claims_of_facts(name: str, facts: Mapping[str, str]) -> Iterator[Claim]:
     yield "the longest sequence", name, int(facts["max_sequence_length"])
     yield "the side that is cut", name, steps["truncation_side"]
     yield "the texts", name, A_PAIR if steps["texts"].startswith(A_PAIR) else ONE_TEXT
-    yield "the kind of answer", name, _KINDS[facts["task"] == "text-regression"]
+    usual = "regression" if facts["task"] == "text-regression" else "single_label_classification"  # of bundles of an earlier bertfast
+    yield "the kind of answer", name, facts.get("problem_type", usual)
     yield "the labels", name, json.loads(facts["labels"]) or None
     yield "the checkpoint", name, json.loads(facts["checkpoint_sha256"])
     yield "the tokenizer's SHA-256", name, steps.get("tokenizer_sha256")

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertfast.calibration import read_calibration
 from bertfast.data import EncodedDataset
 from bertfast.errors import ExportError, VerificationError
 from bertfast.storage import folders, named
@@ -83,7 +84,8 @@ def _fill(
     network, cases = Network.of(source.model), make_cases(source.bert)
     say(f"asking the eager model: {len(cases)} made-up batches, {sum(len(part) for part in splits.values()):,} examples")
     answers, weights = Answers.of(source.folder, cases), CheckpointWeights.of(source.folder)
-    evidence = [Evidence(name, dataset, eager_logits(source.model, dataset)) for name, dataset in splits.items()]
+    calibration = read_calibration(source.folder, source.task)
+    evidence = [Evidence(name, dataset, eager_logits(source.model, dataset), calibration) for name, dataset in splits.items()]
     verdicts: list[Verdict] = []
     notes: dict[str, Any] = {}
     if source.skipped:

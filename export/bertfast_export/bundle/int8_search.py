@@ -226,7 +226,7 @@ def _try(graph: onnx.ModelProto, recipe: Recipe, network: Network, evidence: lis
         places = {int(row): place for place, row in enumerate(rows)}
         for batch, features in batches_of(part.dataset, 32, rows):
             given[[places[int(row)] for row in batch]] = run_cases(session, features)
-        agreement = min(agreement, float(agree(given, expected).mean()))
+        agreement = min(agreement, float(agree(given, expected, part.dataset.task, part.calibration).mean()))
         if part.dataset.labels is not None:
             task, labels = part.dataset.task, part.dataset.labels[rows]
             before, after = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from transformers import BertConfig
 
 from bertfast.config import BertfastConfig, TaskConfig, load_config
@@ -10,7 +12,7 @@ from bertfast.model import BertClassifier, check_trained, head_of
 from bertfast.reporting import MODEL_CONFIG_FILE
 from bertfast.storage import named
 from bertfast.tasks import Task, get_task
-from bertfast.weights import classes_of, load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
+from bertfast.weights import MULTILABEL, classes_of, load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
 from bertfast.wording import counted
 from bertfast_export.bundle.planned import refuse_head, refuse_truncation
 from bertfast_export.contract import TOKENIZER_FILE, Options, skipped_variants
@@ -75,5 +77,7 @@ def _task_of_labels(bert: BertConfig, is_pair: bool) -> Task:
     """A task for a folder that tells no more than its labels: texts in the column `text`, and of a pair in `text_pair`."""
     names = None if bert.num_labels == 1 else classes_of(bert)
     columns = ("text", "text_pair") if is_pair else ("text",)
-    config = TaskConfig(name="text-classification", text_columns=columns, label_names=names, metric="pearson" if names is None else None)
+    several: Literal["several"] | None = "several" if bert.problem_type == MULTILABEL else None
+    metric = "pearson" if names is None else None
+    config = TaskConfig(name="text-classification", text_columns=columns, label_names=names, labels=several, metric=metric)
     return get_task(config)

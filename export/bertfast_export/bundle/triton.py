@@ -35,6 +35,8 @@ instance_group [ {{ kind: {kind} }} ]
 dynamic_batching {{ preferred_batch_size: [ 8, 32 ] max_queue_delay_microseconds: 2000 }}
 parameters {{ key: "intra_op_thread_count" value: {{ string_value: "1" }} }}
 """
+# What a client of a model of several labels a text needs to know: the sigmoid of each logit, and not the softmax of all.
+_SEVERAL = 'parameters { key: "problem_type" value: { string_value: "multi_label_classification" } }\n'
 
 
 def write_triton(folder: Path, source: Candidate, options: Options, max_batch_size: int = 64) -> None:
@@ -69,6 +71,7 @@ def write_triton(folder: Path, source: Candidate, options: Options, max_batch_si
                     kind="KIND_GPU" if file.name in ("model_fp16.onnx", "model_packed.onnx") else "KIND_CPU",
                 )
                 + f'default_model_filename: "{file.name}"\n'
+                + (_SEVERAL if source.task.is_multilabel else "")
             )
 
 

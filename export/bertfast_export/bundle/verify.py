@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertfast.calibration import read_calibration
 from bertfast.errors import ExportError, VerificationError
 from bertfast.storage import folders, named
 from bertfast.tasks import get_task
@@ -70,6 +71,7 @@ def _evidence_again(path: Path, kept: KeptEvidence, source: Candidate | None, da
     task = task_of_model(get_task(block.task), bert, path)
     assert block.eval_input is not None, "an export writes it into the bundle's block"
     splits = data(task, load_tokenizer(path, bert), block.eval_input.max_sequence_length)
+    calibration = read_calibration(path, task)
     if source is None:
-        return [kept.of(name, dataset) for name, dataset in splits.items()]
-    return [Evidence(name, dataset, eager_logits(source.model, dataset)) for name, dataset in splits.items()]
+        return [kept.of(name, dataset, calibration) for name, dataset in splits.items()]
+    return [Evidence(name, dataset, eager_logits(source.model, dataset), calibration) for name, dataset in splits.items()]

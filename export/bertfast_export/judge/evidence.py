@@ -19,6 +19,7 @@ from bertfast.data import EncodedDataset
 from bertfast.errors import ExportError
 from bertfast.model import BertClassifier
 from bertfast.packing import plan_sequential
+from bertfast.tasks import Calibration
 from bertfast_export.contract import INPUTS
 from bertfast_export.judge.cases import Case
 from bertfast_export.judge.reference import Answers
@@ -56,6 +57,8 @@ def hash_of(dataset: Examples) -> str:
 def write_evidence(folder: Path, cases: list[Case], answers: Answers, evidence: Iterable[Evidence]) -> None:
     """Write verification.npz."""
     arrays = {"cases": np.array(json.dumps([[case.name, list(case.rows)] for case in cases]))}
+    if answers.several:
+        arrays["several"] = np.array(True)
     for index, case in enumerate(cases):
         arrays |= {f"case{index}.{name}": _narrow(values) for name, values in case.features.items()}
         arrays |= {f"case{index}.exact": answers.exact[index], f"case{index}.rounded": answers.rounded[index]}
@@ -82,7 +85,8 @@ class KeptEvidence:
                 Case(name, tuple(rows), {key: arrays[f"case{index}.{key}"].astype(np.int64) for key in INPUTS})
                 for index, (name, rows) in enumerate(names)
             ]
-            self.answers = Answers(*([arrays[f"case{index}.{kind}"] for index in range(len(names))] for kind in ("exact", "rounded")))
+            exact, rounded = ([arrays[f"case{index}.{kind}"] for index in range(len(names))] for kind in ("exact", "rounded"))
+            self.answers = Answers(exact, rounded, bool(arrays.get("several", False)))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ExportError(f"{path}: cannot be read ({error}); the bundle is cut short or changed: export it again") from None
         self._data = {
@@ -101,7 +105,7 @@ class KeptEvidence:
             if key.startswith("data.") and key.endswith(".hash")
         }
 
-    def of(self, name: str, dataset: Examples) -> Evidence:
+    def of(self, name: str, dataset: Examples, calibration: Calibration) -> Evidence:
         """The eager model's logits on a split that is at hand again.
 
         Raises:
@@ -114,7 +118,7 @@ class KeptEvidence:
                 f"{dataset.source}: not the data that the export was judged on (other rows, other labels, or another tokenizer); "
                 "with --checkpoint_path, the model itself is asked anew"
             )
-        return Evidence(name, dataset, self._data[name])
+        return Evidence(name, dataset, self._data[name], calibration)
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:

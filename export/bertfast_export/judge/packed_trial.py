@@ -107,10 +107,10 @@ def _answered(cases: list[Case], answers: Answers) -> tuple[list[Case], Answers]
             kept.append(Case(case.name, tuple(case.rows[row] for row in rows), features))
             exact.append(wide[rows])
             rounded.append(narrow[rows])
-    return kept, Answers(exact, rounded)
+    return kept, Answers(exact, rounded, answers.several)
 
 
 def sampled(part: Evidence, count: int) -> Evidence:
     """At most `count` examples of a split, evenly spread."""
     rows = np.unique(np.linspace(0, len(part.dataset) - 1, min(len(part.dataset), count)).astype(np.int64))
-    return Evidence(part.name, _Part(part.dataset, rows), part.logits[rows])
+    return Evidence(part.name, _Part(part.dataset, rows), part.logits[rows], part.calibration)

@@ -15,7 +15,7 @@ import torch
 
 from bertfast.config import HEAD_KEY
 from bertfast.errors import CheckpointError
-from bertfast.weights import resolve_folder
+from bertfast.weights import MULTILABEL, resolve_folder
 from bertfast_export.judge.cases import Case
 from bertfast_export.runtime import sha256_of
 
@@ -114,10 +114,10 @@ def eager_of(folder: str | Path, dtype: torch.dtype = torch.float32) -> Eager:
 
 
 class Answers:
-    """What the eager model answers to the grid: logits [B, C] of each case, float64 and float32."""
+    """What the eager model answers to the grid: logits [B, C] of each case, float64 and float32. several: whether a text has several labels."""
 
-    def __init__(self, exact: list[np.ndarray], rounded: list[np.ndarray]):
-        self.exact, self.rounded = exact, rounded
+    def __init__(self, exact: list[np.ndarray], rounded: list[np.ndarray], several: bool = False):
+        self.exact, self.rounded, self.several = exact, rounded, several
 
     @classmethod
     def of(cls, folder: str | Path, cases: list[Case]) -> Answers:
@@ -126,14 +126,15 @@ class Answers:
         Raises:
             CheckpointError: it cannot be loaded, or an answer is not finite, and nothing can be held against it.
         """
-        exact, rounded = (_ask(eager_of(folder, dtype), cases) for dtype in (torch.float64, torch.float32))
+        exact, _ = _ask(folder, torch.float64, cases)
+        rounded, several = _ask(folder, torch.float32, cases)
         for case, *logits in zip(cases, exact, rounded, strict=True):
             for row in np.flatnonzero(~np.isfinite(np.hstack(logits)).all(axis=1)).tolist():
                 raise CheckpointError(
                     f"{folder}: transformers' own logits are not finite for {case.where(int(row))}; a weight of the checkpoint is not a number, "
                     "or too large: take an earlier checkpoint, or train again in bf16 or fp32"
                 )
-        return cls(exact, rounded)
+        return cls(exact, rounded, several)
 
     @property
     def noise(self) -> float:
@@ -146,8 +147,9 @@ class Answers:
         return max(float(np.concatenate([array.ravel() for array in self.exact]).std()), 1e-6)
 
 
-def _ask(model: Eager, cases: list[Case]) -> list[np.ndarray]:
-    return [model.logits(case.features) for case in cases]
+def _ask(folder: str | Path, dtype: torch.dtype, cases: list[Case]) -> tuple[list[np.ndarray], bool]:
+    model = eager_of(folder, dtype)
+    return [model.logits(case.features) for case in cases], model.config.problem_type == MULTILABEL
 
 
 def checkpoint_hashes(folder_or_name: str | Path) -> dict[str, str]:

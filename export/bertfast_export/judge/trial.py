@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bertfast.tasks import compute_metrics, softmax
+from bertfast.tasks import Calibration, Task, compute_metrics, sigmoid, softmax
 from bertfast_export.contract import HALF_FILES
 from bertfast_export.judge.audit import Audit, CheckpointWeights, KeptWeights
 from bertfast_export.judge.cases import Case
@@ -104,7 +104,7 @@ def _judge_grid(session: Session, cases: list[Case], answers: Answers, verdict: 
         apart = np.abs(given - exact)
         farthest = np.where(np.isfinite(apart), apart, np.inf).max(axis=1)
         row = int(farthest.argmax())
-        chance = float(np.abs(_probabilities(given) - _probabilities(exact)).max())
+        chance = float(np.abs(_chances(given, answers.several) - _chances(exact, answers.several)).max())
         if not (apart[row].max() <= budget.logits and chance <= budget.probabilities):
             verdict.fail(
                 f"{case.where(row)}: logits {_shown(given[row])} where {_shown(exact[row])} should be; apart by {apart[row].max():.3g}, "
@@ -196,14 +196,15 @@ def add_audits(audits: Sequence[Audit], answers: Answers, verdict: Verdict) -> N
 def _judge_data(session: Session, part: Evidence, verdict: Verdict) -> None:
     dataset, expected, budget = part.dataset, part.logits.astype(np.float64), verdict.budget
     given = run_dataset(session, dataset, expected.shape[1]).astype(np.float64)
-    agrees = agree(given, expected)
+    task = dataset.task
+    agrees = agree(given, expected, task, part.calibration)
     apart = np.abs(given - expected)
     found: dict[str, Any] = {
         "examples": len(dataset),
         "source": Path(dataset.source).name,
         "largest_logit_difference": float(apart.max()),
         "mean_logit_difference": float(apart.mean()),
-        "largest_probability_difference": float(np.abs(_probabilities(given) - _probabilities(expected)).max()),
+        "largest_probability_difference": _chances_apart(given, expected, task, part.calibration),
         "agreement": float(agrees.mean()),
         "differing": [
             {"index": int(row), "where": where(dataset, int(row)), "eager": expected[row].tolist(), "onnx": given[row].tolist()}
@@ -212,7 +213,6 @@ def _judge_data(session: Session, part: Evidence, verdict: Verdict) -> None:
     }
     verdict.data[part.name] = found
     if dataset.labels is not None:
-        task = dataset.task
         name, eager = task.main_metric, compute_metrics(task, expected, dataset.labels)
         found["metrics"] = {"name": name, "eager": eager}
         if np.isfinite(given).all():  # else there is no metric, and the logits are out of budget
@@ -243,15 +243,30 @@ def _features_of(dataset: Examples, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in features.items()}
 
 
-def agree(given: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Which examples [n] have the same answer: the same class, or scores within a small share of all scores' spread."""
-    if expected.shape[1] > 1:
-        return np.isfinite(given).all(axis=1) & (given.argmax(axis=1) == expected.argmax(axis=1))
+def agree(given: np.ndarray, expected: np.ndarray, task: Task, calibration: Calibration) -> np.ndarray:
+    """Which examples [n] have the same answer: the same class, or none, as the calibration reads the logits; of several labels a text just the same ones; or
+    scores within a small share of all scores' spread."""
+    if not task.is_regression:
+        is_finite = np.isfinite(given).all(axis=1)
+        answers = [
+            calibration.decisions(task, calibration.probabilities(task, np.where(is_finite[:, None], logits, 0.0)))
+            for logits in (given, expected)
+        ]
+        return is_finite & (answers[0] == answers[1]).all(axis=1)
     return np.abs(given - expected)[:, 0] <= _SCORES_APART * max(float(np.ptp(expected)), 1e-6)
 
 
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over classes; of a regression, nothing."""
+def _chances_apart(given: np.ndarray, expected: np.ndarray, task: Task, calibration: Calibration) -> float:
+    """The largest difference of a probability, as the calibration reads the logits; of a regression none."""
+    if task.is_regression:
+        return 0.0
+    return float(np.abs(calibration.probabilities(task, given) - calibration.probabilities(task, expected)).max())
+
+
+def _chances(logits: np.ndarray, several: bool) -> np.ndarray:
+    """The probabilities: softmax over classes, or of several labels a text each label's sigmoid; of a regression, nothing."""
+    if several:
+        return sigmoid(logits)
     return np.zeros_like(logits) if logits.shape[1] == 1 else softmax(logits)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bertfast.packing import PackedBatch
-from bertfast.tasks import Task
+from bertfast.tasks import AS_IT_IS, Calibration, Task
 from bertfast_export.contract import verdict_name
 
 
@@ -93,8 +93,9 @@ class Examples(Protocol):
 
 @dataclass
 class Evidence:
-    """One split of real examples, and the eager model's logits [n, C] for it."""
+    """One split of real examples, and the eager model's logits [n, C] for it. calibration: how answers are read from logits."""
 
     name: str
     dataset: Examples
     logits: np.ndarray
+    calibration: Calibration = AS_IT_IS

@@ -224,6 +224,10 @@ SPOILT = {
         edit("tokenizer_config.json", do_lower_case=False),
         r"the tokens of '' with 'A AND BAD .* in OnnxClassifier, but .* as transformers",
     ),
+    "several-labels": (
+        edit("config.json", problem_type="multi_label_classification"),
+        r"the kind of answer: .*multi_label_classification.* config\.json.* but .*single_label_classification",
+    ),
     "not-json": (
         lambda bundle, other: (bundle / "tokenizer_config.json").write_text("{"),
         r"one of its parts cannot be read \(JSONDecodeError: ",
@@ -247,7 +251,7 @@ def test_parts_that_disagree_are_named(spoilt, made, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        pytest.param({"problem_type": "multi_label_classification"}, "problem_type is 'multi_label_classification'", id="several-labels"),
+        pytest.param({"problem_type": "regression"}, "problem_type is 'regression': a regression of 3 numbers", id="several-numbers"),
         pytest.param({"label2id": {"no": 2, "yes": 1, "maybe": 0}}, "'no' is class 2 there, and class 0 in id2label", id="label2id"),
     ],
 )

@@ -292,7 +292,7 @@ def test_a_folder_that_cannot_be_written(made, tmp_path, capsys):
     "spoil, error, message",
     [
         pytest.param({"model_type": "distilbert"}, CheckpointError, "model_type is 'distilbert'", id="another-architecture"),
-        pytest.param({"problem_type": "multi_label_classification"}, CheckpointError, "multi-label", id="multi-label"),
+        pytest.param({"problem_type": "regression"}, CheckpointError, "a regression of 3 numbers", id="several-numbers"),
         pytest.param({"hidden_act": "silu"}, CheckpointError, "hidden_act is 'silu'", id="another-activation"),
     ],
 )

@@ -195,6 +195,25 @@ def recipes_table(rows: Sequence[Row]) -> list[str]:
     return lines + table(("speed", "contender", "tokens/s", "peak GB", "against"), speed)
 
 
+def answers_table(rows: Sequence[Row]) -> list[str]:
+    found = of_suite(rows, "answers", "method")
+    lines = table(
+        ("probabilities", "method", "calibration error: before", "after", "answered at a precision of 0.95", "precision by class"),
+        (
+            (
+                row["case"],
+                row["method"],
+                *("{:.4f} [{:.4f}, {:.4f}]".format(*row[name]) for name in ("error_before", "error_after")),
+                "not reached" if row["unreached"] else f"{row['answered']:.1%}",
+                ", ".join(f"{name} {value:.3f} [{low:.3f}, {high:.3f}]" for name, (value, low, high) in row["precision"].items()),
+            )
+            for row in found
+        ),
+    )
+    timed = ((row["case"], row["contender"], f"{row['seconds'][1]:.3f}", ratios_of(row)) for row in of_suite(rows, "answers", "contender"))
+    return lines + table(("texts in memory", "contender", "seconds", "against"), timed)
+
+
 def kernels_table(rows: Sequence[Row]) -> list[str]:
     found = of_suite(rows, "kernels", "microseconds")
     key = lambda row: (row["op"], row["size"], row["dropout"], row["direction"])  # noqa: E731
@@ -210,4 +229,5 @@ TABLES = {
     "inference": ("Inference", inference_table),
     "scale": ("Scale", scale_table),
     "recipes": ("Recipes", recipes_table),
+    "answers": ("Answers", answers_table),
 }

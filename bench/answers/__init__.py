@@ -1,0 +1,1 @@
+"""What a trained classifier's answers are worth, and what they cost: `python -m bench.answers`."""

@@ -21,8 +21,10 @@ WORDS = {
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     **dict.fromkeys(("tuple_type", "list_type"), "a list, such as [a, b],"),
+    "dict_type": "numbers by name, such as {{a: 1}},",
     "finite_number": "a finite number",
     "string_type": "a string; put it in quotation marks",
+    "string_too_short": "a string of at least {min_length}",
     "literal_error": "{expected}",
     "greater_than": "greater than {gt}",
     "greater_than_equal": "{ge} or more",
@@ -62,8 +64,8 @@ def _meant(items: list[ErrorDetails], block: dict) -> list[ErrorDetails]:
         if branches[0][0]:
             for part in key:
                 value = value[part]
-        kind = "TaskConfig" if isinstance(value, dict) else "tuple[" if isinstance(value, list) else ""
-        fitting = [item for branch, item in branches if kind and branch.startswith(kind)]
+        kinds = ("TaskConfig", "dict[") if isinstance(value, dict) else ("tuple[",) if isinstance(value, list) else ()
+        fitting = [item for branch, item in branches if branch.startswith(kinds)]
         scalar = [item for branch, item in branches if branch != "TaskConfig"]
         found += fitting or scalar
     return found
@@ -71,7 +73,7 @@ def _meant(items: list[ErrorDetails], block: dict) -> list[ErrorDetails]:
 
 def _is_branch(part: int | str) -> bool:
     """Whether this part of a place names a type, and no key."""
-    return isinstance(part, str) and (part in _BRANCHES or part.startswith(("tuple[", "literal[", "constrained-")))
+    return isinstance(part, str) and (part in _BRANCHES or part.startswith(("tuple[", "dict[", "literal[", "constrained-")))
 
 
 def _path_of(item: ErrorDetails) -> tuple[str, ...]:

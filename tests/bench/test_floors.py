@@ -6,7 +6,17 @@ import pytest
 
 from bench import ROOT
 
-FLOORS = ("harness", "cases", "contests", "report", "compare", "sweep", "answers", "suites", "wrappers")  # from the ground; "suites": the commands
+FLOORS = (
+    "harness",
+    "cases",
+    "contests",
+    "report",
+    "compare",
+    "sweep",
+    "answers",
+    "suites",
+    "wrappers",
+)  # from the ground; "suites": the commands
 MOST_FILES = 12
 FILES = {path.relative_to(ROOT / "bench"): path for path in sorted((ROOT / "bench").rglob("*.py"))}
 FOLDERS = sorted({path.parent for path in FILES.values()})

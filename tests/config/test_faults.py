@@ -57,8 +57,13 @@ def test_every_key_says_in_our_words_what_it_must_be(place):
         pytest.param("bertfast.model.gradient_checkpointing=true", "it must be false or 'selective'", id="choice-with-a-switch"),
         pytest.param("bertfast.head.layers=[a]", 'layers.0 = "a": it must be a whole number', id="in-a-list"),
         pytest.param("bertfast.head.layers=[]", "layers = []: it must be a list of at least 1", id="short"),
-        pytest.param("bertfast.loss.class_weights=foo", "it must be a list, such as [a, b], or 'balanced'", id="one-of-two"),
+        pytest.param(
+            "bertfast.loss.class_weights=foo",
+            "it must be a list, such as [a, b], or numbers by name, such as {a: 1}, or 'balanced'",
+            id="one-of-several",
+        ),
         pytest.param("bertfast.loss.class_weights=[a]", 'class_weights.0 = "a": it must be a number', id="the-one-that-is-meant"),
+        pytest.param('bertfast.loss.class_weights={"no": "a"}', 'class_weights.no = "a": it must be a number', id="by-name"),
         pytest.param("bertfast.optimization.frozen_layers=some", "it must be a whole number or 'all'", id="one-of-two-numbers"),
     ],
 )

@@ -210,7 +210,7 @@ def test_optimum_and_transformers_js_take_the_sigmoid(modules, optimum, tmp_path
     done = subprocess.run([optimum, "-c", code, bundle, json.dumps(texts)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     request = {"bundle": str(bundle), "file": "model.onnx", "modules": str(modules), "texts": texts, "transformers": True, "dtype": "fp32"}
-    request["features"] = {name: [[2, 3]] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    request["features"] = {"input_ids": [[2, 3]], "attention_mask": [[1, 1]], "token_type_ids": [[0, 0]]}
     (tmp_path / "request.json").write_text(json.dumps(request))
     node = subprocess.run(
         ["node", str(ROOT / "tests" / "support" / "client.mjs"), str(tmp_path / "request.json")], capture_output=True, text=True

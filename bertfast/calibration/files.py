@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from bertfast.errors import CheckpointError
@@ -33,7 +34,13 @@ def read_calibration(folder: str | Path, task: Task) -> Calibration:
         found = Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {again}") from None
-    sizes = {len(found.scale), len(found.shift), len(found.curves), 0 if found.thresholds is None else len(found.thresholds)}
-    if not sizes <= {0, 1, task.num_labels}:
-        raise CheckpointError(f"{path}: is of another model, with {max(sizes)} classes; this one has {task.num_labels}: {again}")
+    count = task.num_labels
+    wanted = {"none": (1, 0, 0), "temperature": (1, 0, 0), "vector": (count, count, 0), "isotonic": (1, 0, count)}[found.method]
+    sizes = (len(found.scale), len(found.shift), len(found.curves))
+    if sizes != wanted or (found.thresholds is not None and len(found.thresholds) != count):
+        raise CheckpointError(f"{path}: does not fit this model of {count} classes, so it may be of another; {again}")
+    points = [value for curve in found.curves for side in curve for value in side]
+    numbers = [*found.scale, *found.shift, *points, *(found.thresholds or ()), found.least_confidence or 0.0]
+    if not all(map(math.isfinite, numbers)) or any(not x or len(x) != len(y) for x, y in found.curves):
+        raise CheckpointError(f"{path}: holds a number that is none, or a curve without points; {again}")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from bertfast.calibration.fitting import FOLDS, fit, held_out
 from bertfast.calibration.reliability import Reliability, reliability
-from bertfast.calibration.thresholds import Abstention, Aim, Threshold, abstention_of, threshold_of
-from bertfast.errors import ConfigError, DataError
+from bertfast.calibration.thresholds import Abstention, Aim, Share, Threshold, abstention_of, threshold_of
+from bertfast.errors import ConfigError, DataError, NonFiniteLossError
 from bertfast.tasks import Calibration, Task, confidence
 
 
@@ -30,9 +31,15 @@ def find_calibration(task: Task, logits: np.ndarray, labels: np.ndarray, aims: A
     Raises:
         ConfigError: a regression has no probabilities; an aim that does not fit.
         DataError: too few examples, or an aim that no threshold reaches.
+        NonFiniteLossError: logits that are NaN or infinite.
     """
     if task.is_regression:
         raise ConfigError(f"task {task.name} is a regression: its answers are numbers, and there are no probabilities to calibrate")
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(broken):
+        raise NonFiniteLossError(
+            f"the logits of {len(broken)} of {len(logits)} examples are not finite; the first is example {broken[0]}, from 0: calibrate in bf16 or fp32"
+        )
     found, losses = fit(task, logits, labels, seed)
     before, after = Calibration().probabilities(task, logits), held_out(task, found.method, logits, labels, seed)
     figures: dict[str, Any] = {
@@ -51,7 +58,7 @@ def find_calibration(task: Task, logits: np.ndarray, labels: np.ndarray, aims: A
         found = replace(found, thresholds=tuple(threshold.value for threshold in thresholds.values()))
     if aims.risk is not None:
         abstention = _abstention(task, found, probabilities, labels, aims.risk, seed)
-        figures["abstention"] = {"wanted_risk": aims.risk, "risk": abstention.risk._asdict(), "answered": abstention.coverage._asdict()}
+        figures["abstention"] = {"wanted_risk": aims.risk, "risk": _plain(abstention.risk), "answered": _plain(abstention.coverage)}
         found = replace(found, least_confidence=abstention.least_confidence)
     return replace(found, figures=figures)
 
@@ -64,6 +71,7 @@ def _thresholds(task: Task, probabilities: np.ndarray, labels: np.ndarray, aim: 
         )
     found = {}
     for index, name in enumerate(task.class_names):
+        total = None if task.is_multilabel else int((labels == index).sum())
         if task.is_multilabel:
             scores, truth = probabilities[:, index], labels[:, index] == 1
         else:
@@ -71,7 +79,7 @@ def _thresholds(task: Task, probabilities: np.ndarray, labels: np.ndarray, aim: 
             scores, truth = probabilities[chosen, index], labels[chosen] == index
             if not len(scores):
                 raise DataError(f"class {name}: is the answer to no labelled example, so no threshold can be found; give more examples")
-        found[name] = threshold_of(scores, truth, aim, f"{'label' if task.is_multilabel else 'class'} {name}", seed)
+        found[name] = threshold_of(scores, truth, aim, f"{'label' if task.is_multilabel else 'class'} {name}", seed, total)
     return found
 
 
@@ -80,7 +88,7 @@ def _abstention(task: Task, calibration: Calibration, probabilities: np.ndarray,
     truth = labels == 1 if task.is_multilabel else np.eye(task.num_labels, dtype=bool)[labels]
     answered = decided.answered(task, probabilities)
     right = (decided.decisions(task, probabilities) == truth).all(axis=1)
-    return abstention_of(confidence(task, probabilities)[answered], right[answered], risk, seed)
+    return abstention_of(confidence(task, probabilities)[answered], right[answered], risk, seed, len(labels))
 
 
 def _error(found: Reliability) -> dict[str, Any]:
@@ -88,7 +96,12 @@ def _error(found: Reliability) -> dict[str, Any]:
 
 
 def _expected(threshold: Threshold) -> dict[str, Any]:
-    return {"threshold": threshold.value, "precision": threshold.precision._asdict(), "recall": threshold.recall._asdict()}
+    return {"threshold": threshold.value, "precision": _plain(threshold.precision), "recall": _plain(threshold.recall)}
+
+
+def _plain(share: Share) -> dict[str, float | None]:
+    """As JSON has it: no number where nothing was counted."""
+    return {**share._asdict(), "value": None if math.isnan(share.value) else share.value}
 
 
 def shown(calibration: Calibration) -> list[str]:
@@ -111,5 +124,7 @@ def shown(calibration: Calibration) -> list[str]:
     return lines
 
 
-def _share(found: dict[str, float]) -> str:
+def _share(found: dict[str, Any]) -> str:
+    if found["value"] is None:
+        return "unknown (nothing that was held out is answered)"
     return f"{found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"

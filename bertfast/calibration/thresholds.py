@@ -49,20 +49,22 @@ class Aim(NamedTuple):
     wanted: float | None = None
 
 
-def threshold_of(scores: np.ndarray, truth: np.ndarray, aim: Aim, name: str, seed: int = 0) -> Threshold:
-    """The threshold on scores [n] that an aim asks for, where truth, bool [n], says what is right.
+def threshold_of(scores: np.ndarray, truth: np.ndarray, aim: Aim, name: str, seed: int = 0, total: int | None = None) -> Threshold:
+    """The threshold on scores [n] that an aim asks for, where truth, bool [n], says what is right. total: of how many examples recall is the share; left
+    out, of those that are right.
 
     Raises:
         DataError: nothing is right, or no threshold has the precision that is wanted.
     """
     if not truth.any():
-        raise DataError(f"{name}: holds of no labelled example, so no threshold can be found; give examples of it")
+        what = "is of no labelled example" if not total else "is never right where it is the answer"
+        raise DataError(f"{name}: {what}, so no threshold can be found; give more examples of it")
     value = _choose(scores, truth, aim)
     if value is None:
         best = max(_curve(scores, truth)[1])
         raise DataError(f"{name}: no threshold has a precision of {aim.wanted:g}; the best on these examples is {best:.3f}: ask for less")
     hits, answered = _held_out(scores, truth, lambda few, right: _choose(few, right, aim), seed)
-    return Threshold(value, Share.of(hits, answered), Share.of(hits, int(truth.sum())))
+    return Threshold(value, Share.of(hits, answered), Share.of(hits, int(truth.sum()) if total is None else total))
 
 
 class Abstention(NamedTuple):
@@ -73,8 +75,9 @@ class Abstention(NamedTuple):
     coverage: Share
 
 
-def abstention_of(sure: np.ndarray, right: np.ndarray, risk: float, seed: int = 0) -> Abstention:
+def abstention_of(sure: np.ndarray, right: np.ndarray, risk: float, seed: int = 0, total: int | None = None) -> Abstention:
     """The least confidence from which, of answers [n] this sure, at most the share `risk` is wrong (selective classification, Geifman and El-Yaniv 2017).
+    total: the texts that coverage is a share of; left out, n.
 
     Raises:
         DataError: the surest answers are wrong more often.
@@ -85,7 +88,7 @@ def abstention_of(sure: np.ndarray, right: np.ndarray, risk: float, seed: int = 
         raise DataError(f"risk {risk:g}: even the surest answers are wrong more often on these examples; allow more")
     hits, answered = _held_out(sure, right, lambda few, are_right: _choose(few, are_right, aim), seed)
     wrong = Share.of(answered - hits, answered)
-    return Abstention(value, wrong, Share.of(answered, len(sure)))
+    return Abstention(value, wrong, Share.of(answered, len(sure) if total is None else total))
 
 
 def _curve(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

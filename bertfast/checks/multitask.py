@@ -14,6 +14,7 @@ from bertfast.checks.table import Check, Checks, Found
 from bertfast.checks.weights import weights_found
 from bertfast.config import Config, LossConfig, task_configs
 from bertfast.data import EncodedDataset, MixtureSet
+from bertfast.errors import ConfigError
 from bertfast.model import Loss, MultitaskClassifier, among_others, mixed_loss
 from bertfast.packing import Plan
 from bertfast.tasks import Task
@@ -32,7 +33,7 @@ def check_tasks(
         train, task = check_inputs(own, part, tokenizer, checkpoint)
         losses.append(own.make("loss", partial(_check_loss, config.bertfast.loss), task, train))
         checks.rows += [Check(f"{name}: {row.name}", row.result, row.detail) for row in own.rows]
-        sets.append(train)
+        sets.append(None if task is not None and task.is_multilabel else train)
         tasks.append(task)
     settings, mixture = config.bertfast, None
     whole = [part for part in sets if part is not None]
@@ -58,6 +59,8 @@ def check_step(config: Config, model: MultitaskClassifier, plan: Plan, train: Mi
 
 
 def _check_loss(block: LossConfig, task: Task, train: EncodedDataset) -> Found:
+    if task.is_multilabel:
+        raise ConfigError(f"{train.source}: its texts have several labels each; multitask trains tasks of one label a text, or one score")
     return check_loss(among_others(block, task.is_regression), task, train)
 
 

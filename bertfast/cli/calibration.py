@@ -33,11 +33,14 @@ def calibrate(arguments: Namespace) -> int:
         raise ConfigError(
             f"{rows.source}: has no labels, and it is by them that probabilities are put right; name labelled texts with --input"
         )
+    if source.max_examples is not None:
+        rows = rows.sample(source.max_examples, block.run.seed)
     with TemporaryDirectory(prefix="bertfast-") as scratch:
         data = encode(rows, load_tokenizer(model, bert), source.max_sequence_length, cache_dir=scratch, truncation=block.truncation)
         logits = trainer.predict(dataset=data)
     assert logits is not None and data.labels is not None, "one rank, and the labels were looked for"
     found = find_calibration(data.task, logits, data.labels, aims, block.run.seed)
+    print(f"{split} of {rows.source}" if arguments.input != rows.source else rows.source)
     for line in shown(found):
         print(line)
     print(f"{write_calibration(model, found)}: used by predict, and by what is exported from now on", file=sys.stderr)

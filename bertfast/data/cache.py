@@ -153,6 +153,7 @@ def header_of(
         "label_names": task.label_names,
         "is_regression": task.is_regression,
         "is_multilabel": task.is_multilabel,
+        "label_separator": task.label_separator,
         "max_sequence_length": max_sequence_length,
         "unit": unit,
         "filler": filler,

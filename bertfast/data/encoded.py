@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,8 @@ class EncodedDataset:
             if reader.schema.names[:3] != list(COLUMNS) or any(reader.schema.field(name).type != type for name, type in COLUMNS.items()):
                 raise ValueError(f"its columns are {', '.join(reader.schema.names)}")
             found = [reader.get_batch_with_custom_metadata(index) for index in range(reader.num_record_batches)]
-        task = task.of_several() if header.get("is_multilabel") else task
+        if header.get("is_multilabel"):  # what stood between the labels is known from the rows too
+            task = replace(task.of_several(), label_separator=task.label_separator or header.get("label_separator"))
         if not task.is_complete and (header["is_regression"] or header["label_names"]):
             task = task.with_labels(None if header["is_regression"] else tuple(header["label_names"]))
         self.task, self.source = task, source

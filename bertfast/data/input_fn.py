@@ -160,13 +160,13 @@ class _Checker:
             return None
         if not first and self.label_type is None:
             raise DataError(f"{where}: there are labels, and in the batches before there were none")
-        if first and labels.ndim == 2 and labels.shape[1] > 1 and self.task.labels is None and self.task.layout.kind == "own":
-            self.task = self.task.of_several()
         if self.task.is_multilabel:
             self.label_type = np.uint8
             return self._several(labels, rows, where)
         if labels.shape != (rows,):
-            raise DataError(f"{where}: labels has shape {list(labels.shape)}; it must be [{rows}], one label an example")
+            raise DataError(
+                f"{where}: labels has shape {list(labels.shape)}; it must be [{rows}], one label an example (task.labels = 'several' makes it [{rows}, C])"
+            )
         if first:
             scores = self.task.is_regression or (not self.task.is_complete and self.task.kind is None and labels.dtype.kind == "f")
             self.label_type = np.float32 if scores else np.int32

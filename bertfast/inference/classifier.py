@@ -61,6 +61,8 @@ class Classifier:
             CheckpointError: there is no classifier of texts, or it cannot be read.
             ConfigError: the device is not there, or the precision is none that it has.
         """
+        if device not in (None, "cpu", "gpu"):
+            raise ConfigError(f"device = {device!r}: give 'cpu', 'gpu', or None for a GPU where there is one")
         place = resolve_folder(model_folder(str(folder)))
         bert = read_config(place)
         length = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}

@@ -126,11 +126,10 @@ def positive_weights(config: LossConfig, num_labels: int, labels: np.ndarray, na
             else _weights_of("pos_weight", config.pos_weight, num_labels, names)
         )
     counts = labels.sum(axis=0, dtype=np.int64)
-    if not counts.all():
-        label = int(counts.argmin())
-        raise ConfigError(
-            f"bertfast.loss.pos_weight = 'balanced': label {names[label] if names else label} holds of no training example; give the weights"
-        )
+    for label, count in enumerate(counts.tolist()):
+        if count in (0, len(labels)):
+            name, how = names[label] if names else label, "no" if not count else "every"
+            raise ConfigError(f"bertfast.loss.pos_weight = 'balanced': label {name} holds of {how} training example; give the weights")
     return ((len(labels) - counts) / counts).tolist()
 
 

@@ -128,7 +128,7 @@ def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     kind = schema.field(label_column).type
-    is_number = pa.types.is_integer(kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind)
+    is_number = pa.types.is_integer(kind.value_type if pa.types.is_nested(kind) and hasattr(kind, "value_type") else kind)
     return tuple(names) if names and is_number and all(isinstance(name, str) for name in names) else None
 
 
@@ -145,7 +145,8 @@ def _parquet_rows(batch, names: list[str], num_texts: int, path: Path, first: in
             if index < num_texts and not isinstance(value, str):
                 raise DataError(not_a_text(value, f"{path}, row {first + row} (from 0)", name))
         if index >= num_texts:
-            column = [label_of(value, f"{path}, row {first + row} (from 0)", name) for row, value in enumerate(column)]
+            read = label_of if len(names) == num_texts + 1 else label_text  # a column of marks holds no lists
+            column = [read(value, f"{path}, row {first + row} (from 0)", name) for row, value in enumerate(column)]
         values.append(column)
     marks = values[num_texts:]
     labels = None if not marks else marks[0] if len(marks) == 1 else list(zip(*marks, strict=True))

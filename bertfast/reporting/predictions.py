@@ -149,7 +149,11 @@ def _answers(task: Task, logits: np.ndarray, calibration: Calibration) -> dict[s
         return {"prediction": logits[:, 0].round(6).tolist()}
     chances = calibration.probabilities(task, logits)
     by_class = {f"probability_{name}": column.tolist() for name, column in zip(task.class_names, chances.round(6).T, strict=True)}
-    return {"prediction": _decisions(task, chances, calibration), **by_class}
+    decisions = _decisions(task, chances, calibration)
+    told = (
+        task.is_multilabel and calibration.least_confidence is not None
+    )  # no label holds, or no answer is given: a field would look the same
+    return {"prediction": decisions, **({"answered": [one is not None for one in decisions]} if told else {}), **by_class}
 
 
 def _decisions(task: Task, chances: np.ndarray, calibration: Calibration) -> list:
@@ -182,7 +186,7 @@ def _glue_lines(task: Task, logits: np.ndarray, calibration: Calibration) -> Ite
         )
     else:
         names = [str(index) for index in range(task.num_labels)] if task.name in _NUMBERED else list(task.class_names)
-        for name in names:
+        for name in (*names, *([task.label_separator or ""] if task.is_multilabel else [])):
             if set(name) & set("\t\r\n"):
                 raise ConfigError(
                     f"--format glue: the label name {name!r} holds a tab or a line break, which a TSV cannot; use --format jsonl"

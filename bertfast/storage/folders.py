@@ -20,6 +20,7 @@ from bertfast.errors import CheckpointError
 from bertfast.storage.files import write_fault
 
 MANIFEST = "manifest.json"
+_LATER = ("calibration.json",)  # written into a sealed model, and written anew, by whoever calibrates it
 _STEP = re.compile(r"step-(\d{8,})")
 _INSTANT_SECONDS = 0.5  # two renames take microseconds
 
@@ -40,7 +41,7 @@ def unfinished(final: Path) -> Path:
 def seal(folder: Path, step: int | None = None) -> None:
     """Flush every file of `folder` to the disk and list them in its manifest, with the optimizer step that they are of."""
     files = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, *_LATER)):
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
         files[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "crc32": _crc32(file)}

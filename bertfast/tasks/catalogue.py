@@ -25,6 +25,9 @@ def get_task(task: str | TaskConfig | Task) -> Task:
     return TASKS[task]
 
 
+_OF_SEVERAL = set(MULTILABEL_METRICS) - set(CLASS_METRICS)  # a metric that says by itself that a text has several labels
+
+
 def _own_task(config: TaskConfig) -> Task:
     where = f"bertfast.task ({config.name})"
     labels, key = (config.label_columns, "label_columns") if config.label_columns else ((config.label_column,), "label_column")
@@ -49,9 +52,10 @@ def _own_task(config: TaskConfig) -> Task:
         config.label_column,
         label_names=None,
         kind=config.kind,
-        labels="several" if config.is_multilabel else config.labels,
+        labels="several" if config.is_multilabel or config.metric in _OF_SEVERAL else config.labels,
         label_columns=config.label_columns or (),
         label_separator=config.label_separator,
+        metric_is_asked=config.metric is not None,
         metrics=(),
         main_metric=config.metric or "",
     )
@@ -73,6 +77,8 @@ def _check_kind(config: TaskConfig, where: str) -> None:
             raise ConfigError(f"{where}: {said} is of one score a text, and {key} of several labels; take one of them out")
         if config.labels == "one":
             raise ConfigError(f"{where}: labels = 'one', but {key} is of several labels a text; take one of them out")
+    if config.labels == "one" and config.metric in _OF_SEVERAL:
+        raise ConfigError(f"{where}: labels = 'one', but metric = {config.metric!r} is of several labels a text; change one of them")
     if config.label_columns and config.label_separator:
         raise ConfigError(
             f"{where}: label_columns has a column for each label, and label_separator parts the labels in one; take one of them out"

@@ -67,6 +67,7 @@ class Task:
     labels: str | None = None
     label_columns: tuple[str, ...] = ()
     label_separator: str | None = None
+    metric_is_asked: bool = False  # the config names main_metric
     metrics: tuple[str, ...] = ("accuracy",)
     main_metric: str = "accuracy"
     train_splits: tuple[str, ...] = ("train",)
@@ -147,7 +148,7 @@ class Task:
             what = "a regression" if is_regression else "of one label a text"
             fix = "give one label a row" if self.layout.kind != "own" else "set task.labels = 'several', or give one label a row"
             raise ConfigError(f"task {self.name} is {what}, and its data hold lists of labels; {fix}")
-        asked = "" if self.is_complete and self.main_metric == "accuracy" else self.main_metric  # the default of one label a text
+        asked = self.main_metric if self.metric_is_asked or not self.is_complete else ""
         task = replace(self, labels="several", main_metric=asked)
         return task if self.label_names is None else task.with_labels(self.label_names)
 

@@ -72,7 +72,7 @@ def test_what_cannot_be_had_is_said():
     scores, truth = np.linspace(0, 1, 100), np.arange(100) % 2 == 0
     with pytest.raises(DataError, match="label x: no threshold has a precision of 0.9; the best on these examples is 0.5"):
         threshold_of(scores, truth, Aim("precision", 0.9), "label x")
-    with pytest.raises(DataError, match="label x: holds of no labelled example"):
+    with pytest.raises(DataError, match="label x: is of no labelled example"):
         threshold_of(scores, truth & False, Aim("f1"), "label x")
     with pytest.raises(DataError, match="risk 0.01: even the surest answers are wrong more often"):
         abstention_of(scores, truth, 0.01)

@@ -2,12 +2,17 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
 
+from bertfast.calibration.files import read_calibration
 from bertfast.cli.entry import main
+from bertfast.config.schema import TaskConfig
+from bertfast.errors import CheckpointError
 from bertfast.tasks.calibrated import Calibration
+from bertfast.tasks.catalogue import get_task
 from tests.support.exported import LABELS, write_classifier
 from tests.support.tiny_bert import WORDS
 
@@ -104,7 +109,25 @@ def test_a_file_of_another_model_is_refused(made, capsys):
     folder, _ = made
     (folder / "model" / "calibration.json").write_text(json.dumps({"method": "vector", "scale": [1, 1], "shift": [0, 0]}))
     assert main(["predict", "--checkpoint_path", str(folder / "model"), "--input", str(folder / "dev.jsonl")]) == 2
-    assert "is of another model, with 2 classes; this one has 3" in capsys.readouterr().err
+    assert "calibration.json: does not fit this model of 3 classes" in capsys.readouterr().err
+
+
+BROKEN = [
+    pytest.param({"method": "isotonic"}, "does not fit this model", id="no-curves"),
+    pytest.param({"method": "temperature", "scale": []}, "does not fit this model", id="no-scale"),
+    pytest.param({"method": "none", "thresholds": [0.5]}, "does not fit this model", id="one-threshold"),
+    pytest.param({"method": "isotonic", "curves": [[[], []]] * 3}, "a curve without points", id="empty-curves"),
+    pytest.param({"method": "temperature", "scale": [float("nan")]}, "holds a number that is none", id="nan"),
+    pytest.param({"method": "magic"}, "cannot be read (method is 'magic'", id="unknown"),
+]
+
+
+@pytest.mark.parametrize("values, message", BROKEN)
+def test_a_file_that_is_broken_is_named(tmp_path, values, message):
+    task = get_task(TaskConfig(text_columns=("text",), label_names=LABELS))
+    (tmp_path / "calibration.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        read_calibration(tmp_path, task)
 
 
 def test_texts_without_labels_calibrate_nothing(made, capsys):

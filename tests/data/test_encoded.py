@@ -255,8 +255,8 @@ def test_several_labels_a_text_are_given_back_as_floats(tmp_path):
 
 def test_a_cache_tells_that_texts_have_several_labels(tmp_path):
     """To a task that does not know its labels yet, and to one that knows their names alone."""
-    task = get_task(TaskConfig(text_columns=("text",), label_names=("a", "b"), labels="several"))
+    task = get_task(TaskConfig(text_columns=("text",), label_names=("a", "b"), label_separator=";"))
     build(tmp_path, [[7], [8]], np.array([[1, 0], [0, 1]], dtype=np.uint8), task=task)
     for keys in ({}, {"label_names": ("a", "b")}):
         found = EncodedDataset(tmp_path / "x.arrow", get_task(TaskConfig(text_columns=("text",), **keys)), "x").task
-        assert found.is_multilabel and found.label_names == ("a", "b") and found.main_metric == "micro_f1"
+        assert found.is_multilabel and found.label_names == ("a", "b") and found.main_metric == "micro_f1" and found.label_separator == ";"

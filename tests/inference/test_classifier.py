@@ -127,5 +127,7 @@ def test_what_is_no_list_of_texts_is_named(tmp_path):
         classifier.predict(["a", None])
     with pytest.raises(DataError, match="there are 2 texts and 1 text_pairs"):
         classifier.predict(["a", "b"], ["c"])
+    with pytest.raises(ConfigError, match="device = 'cuda': give 'cpu', 'gpu', or None"):
+        Classifier.from_pretrained(tmp_path / "model", device="cuda")
     with pytest.raises(ConfigError, match="precision = 'fp16': give 'fp32' or 'bf16' on a CPU"):
         Classifier.from_pretrained(tmp_path / "model", device="cpu", precision="fp16")

@@ -162,6 +162,8 @@ def test_weights_that_do_not_fit(options, message):
 def test_a_label_that_never_holds_cannot_be_balanced():
     with pytest.raises(ConfigError, match="label sport holds of no training example"):
         Loss(LossConfig(pos_weight="balanced"), 4, LABELS * [1, 1, 0, 1], names=NAMES)
+    with pytest.raises(ConfigError, match="label war holds of every training example"):
+        Loss(LossConfig(pos_weight="balanced"), 4, np.maximum(LABELS, [0, 0, 0, 1]), names=NAMES)
 
 
 def test_pos_weight_is_for_several_labels():

@@ -126,6 +126,43 @@ def test_datasets_own_files_are_read(tmp_path):
     assert raw.task.label_names == NAMES and raw.labels.tolist() == TRUTH.tolist()
 
 
+@pytest.mark.parametrize("kind", [int, float, bool])
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_lists_of_marks_are_marks_and_no_numbers(tmp_path, kind, form):
+    """A mark for each label in a list, as `datasets` and transformers have them."""
+    columns = {"text": TEXTS, "label": [[kind(mark) for mark in row] for row in TRUTH.tolist()]}
+    path = (jsonl if form == "jsonl" else table)(tmp_path / f"x.{form}", columns)
+    assert read(path, label_names=NAMES).labels.tolist() == TRUTH.tolist()
+    with pytest.raises(
+        DataError, match="the labels are lists of 3 marks, 0 and 1 throughout; task.label_names must say what each mark stands for"
+    ):
+        read(path)
+    with pytest.raises(DataError, match="and names 2 labels"):
+        read(path, label_names=("a", "b"))
+
+
+def test_a_list_of_fixed_length_has_names_too(tmp_path):
+    feature = {"feature": {"names": list(NAMES), "_type": "ClassLabel"}, "length": 2, "_type": "List"}
+    facts = {"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, "label": feature}}}
+    schema = pa.schema([("text", pa.string()), ("label", pa.list_(pa.int64(), 2))], {"huggingface": json.dumps(facts)})
+    raw = read(table(tmp_path / "x.parquet", {"text": TEXTS[:2], "label": [[0, 2], [1, 2]]}, schema))
+    assert raw.task.label_names == NAMES and raw.labels.tolist() == [[1, 0, 1], [0, 1, 1]]
+
+
+def test_a_separator_that_is_named_makes_brackets_a_part_of_names(tmp_path):
+    path = csv(tmp_path / "x.csv", {"text": TEXTS[:3], "label": ["[A]|[B]", "[B]", ""]})
+    raw = read(path, label_separator="|")
+    assert raw.task.label_names == ("[A]", "[B]") and raw.labels.tolist() == [[1, 1], [0, 1], [0, 0]]
+
+
+def test_the_metric_that_was_asked_for_is_not_dropped(tmp_path):
+    path = jsonl(tmp_path / "x.jsonl", LISTS)
+    assert read(path, label_names=NAMES, metric="samples_f1").task.main_metric == "samples_f1"
+    for keys in ({}, {"label_names": NAMES}):
+        with pytest.raises(ConfigError, match="metric = 'accuracy', but a text has several labels"):
+            read(path, metric="accuracy", **keys)
+
+
 def test_one_label_a_text_is_as_before(tmp_path):
     raw = read(csv(tmp_path / "x.csv", {"text": TEXTS, "label": ["a|b", "c", "a|b", "c", "c", "c"]}))
     assert not raw.task.is_multilabel and raw.task.label_names == ("a|b", "c") and raw.labels.ndim == 1
@@ -160,6 +197,9 @@ FAULTS = [
     pytest.param("jsonl", [["a"], ["c"]], {"label_names": ("a", "b")}, "line 2: unknown label 'c'; the labels are 'a', 'b'", id="unknown"),
     pytest.param(
         "csv", ["['a' 'b']", "['a']"], {"labels": "several"}, "line 2: \"['a' 'b']\" has no commas between its labels", id="numpy"
+    ),
+    pytest.param(
+        "csv", ["['a','b']", "a"], {"labels": "several"}, "line 3: the label is 'a', and other rows have lists", id="a-field-among-lists"
     ),
     pytest.param("csv", ["[a]", "[b]"], {"labels": "several"}, "line 2: '[a]' is no list of labels", id="no-list"),
     pytest.param("csv", ["['a', ['b']]", "['a']"], {"labels": "several"}, "is no list of names or numbers", id="a-list-in-a-list"),

@@ -82,8 +82,9 @@ def test_the_metric_that_chooses():
         task_of(3, metric="accuracy")
     with pytest.raises(ConfigError, match="metric = 'pearson' is of one score a text, and labels of several labels"):
         task_of(3, metric="pearson")
-    with pytest.raises(ConfigError, match="metric = 'micro_f1', but the labels are classes"):
-        get_task(TaskConfig(text_columns=("text",), label_names=("a", "b"), metric="micro_f1"))
+    assert get_task(TaskConfig(text_columns=("text",), label_names=("a", "b"), metric="micro_f1")).is_multilabel  # it says so by itself
+    with pytest.raises(ConfigError, match="labels = 'one', but metric = 'micro_f1' is of several labels"):
+        get_task(TaskConfig(text_columns=("text",), labels="one", metric="micro_f1"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

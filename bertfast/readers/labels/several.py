@@ -52,7 +52,8 @@ def label_rows(
         if name.lower() == "nan":
             raise DataError(f"{of_label(index)}: a label is NaN; leave out what is missing: a text may have no label at all")
     ids = {name: name for name in known}
-    if names_of_file is not None and all(whole_number(name) is not None for name in known):
+    is_own = names_of_file is not None and (not task.is_complete or set(names_of_file) <= set(task.class_names))
+    if names_of_file is not None and is_own and all(whole_number(name) is not None for name in known):
         ids = {name: _of_file(name, names_of_file, of_label, index) for index, name in enumerate(known)}
         task = task if task.is_complete else task.with_labels(names_of_file)
     if not task.is_complete:
@@ -99,6 +100,14 @@ def _marked(spelling: Label, names: tuple[str, ...], columns: tuple[str, ...], p
 
 def _parted(task: Task, spellings: Sequence[Label], place: Place) -> tuple[Task, list[tuple[str, ...]]]:
     """The labels of each spelling; and the task, which then knows what separates them."""
+    if _are_marks(spellings):
+        names = task.class_names if task.is_complete else ()
+        if len(names) != len(spellings[0]):
+            raise DataError(
+                f"{place(0)}: the labels are lists of {len(spellings[0])} marks, 0 and 1 throughout; task.label_names must say what each mark stands for"
+                + (f", and names {len(names)} labels" if names else "")
+            )
+        return task, [_marked(spelling, names, names, place, code) for code, spelling in enumerate(spellings)]
     are_lists = [not isinstance(spelling, str) for spelling in spellings]
     if any(are_lists):
         for code, spelling in enumerate(spellings):
@@ -106,13 +115,27 @@ def _parted(task: Task, spellings: Sequence[Label], place: Place) -> tuple[Task,
                 raise DataError(f"{place(code)}: the label is {spelling!r}, and other rows have lists of labels; write a list in every row")
         return task, [_stripped(spelling, place, code) for code, spelling in enumerate(spellings)]
     fields = [str(spelling).strip() for spelling in spellings]
-    if any(fields) and all(field.startswith("[") and field.endswith("]") for field in fields if field):
+    lists = [field.startswith("[") and field.endswith("]") for field in fields]
+    if any(lists) and task.label_separator is None:
+        for code, (field, is_list) in enumerate(zip(fields, lists, strict=True)):
+            if field and not is_list:
+                raise DataError(
+                    f"{place(code)}: the label is {field[:80]!r}, and other rows have lists of labels; write a list in every row"
+                )
         return task, [_stripped(_read_list(field, place, code), place, code) for code, field in enumerate(fields)]
     separator = task.label_separator or _separator(task, fields)
     if separator is None:
         return task, [(field,) if field else () for field in fields]
     parts = [tuple(part for part in map(str.strip, field.split(separator)) if part) for field in fields]
     return replace(task, label_separator=separator), parts
+
+
+def _are_marks(spellings: Sequence[Label]) -> bool:
+    """Whether lists are a mark for each label, as `datasets` and transformers have them, and no names: all as long, and of 0 and 1 alone."""
+    lengths = {len(spelling) if not isinstance(spelling, str) else 0 for spelling in spellings}
+    return (
+        len(lengths) == 1 and min(lengths) > 1 and all(class_name(mark.strip()).lower() in _MARKS for marks in spellings for mark in marks)
+    )
 
 
 def _stripped(labels: Sequence[str], place: Place, code: int) -> tuple[str, ...]:

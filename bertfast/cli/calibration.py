@@ -15,6 +15,7 @@ def calibrate(arguments: Namespace) -> int:
     from bertfast.calibration import Aim, Aims, find_calibration, shown, write_calibration
     from bertfast.data import encode
     from bertfast.readers import load_split
+    from bertfast.tasks import get_task
     from bertfast.training import Trainer
     from bertfast.weights import load_tokenizer, model_folder, read_config, resolve_folder, task_of_model
 
@@ -24,8 +25,6 @@ def calibrate(arguments: Namespace) -> int:
     refuse_several(config, "calibrate")
     block, bert = config.bertfast, read_config(model)
     trainer = Trainer(config, device=arguments.device, checkpoint_path=str(model))
-    from bertfast.tasks import get_task
-
     task = task_of_model(get_task(block.task), bert, model)
     source, split = _examples(arguments, config, task.eval_splits)
     rows = load_split(task, source, split)

@@ -16,7 +16,7 @@ from bertfast.data import encode
 from bertfast.engine import Ranks, start_ranks
 from bertfast.errors import ConfigError, DataError
 from bertfast.model import BertClassifier
-from bertfast.readers import RawSplit, text_list
+from bertfast.readers import RawSplit, texts_and_pairs
 from bertfast.reporting import MODEL_CONFIG_FILE
 from bertfast.tasks import Calibration, Prediction, Task, predictions_of
 from bertfast.training import Loader, compute_logits
@@ -108,9 +108,7 @@ class Classifier:
 
     def logits(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> np.ndarray:
         """Logits [n, C], float32, in the order of the texts, by packed batches. Raises as `predict` does."""
-        texts, text_pairs = text_list("texts", texts), None if text_pairs is None else text_list("text_pairs", text_pairs)
-        if text_pairs is not None and len(text_pairs) != len(texts):
-            raise DataError(f"there are {len(texts)} texts and {len(text_pairs)} text_pairs; give one for each")
+        texts, text_pairs = texts_and_pairs(texts, text_pairs)
         task = self._task_of(text_pairs is not None)
         if not texts:
             return np.zeros((0, task.num_labels), dtype=np.float32)

@@ -1,7 +1,7 @@
 from .arrow import number_array as number_array
 from .arrow import numbers as numbers
 from .arrow import text_array as text_array
-from .given import text_list as text_list
+from .given import texts_and_pairs as texts_and_pairs
 from .labels.classes import MAX_INFERRED_CLASSES as MAX_INFERRED_CLASSES
 from .lines import line_blocks as line_blocks
 from .predict_input import files_of as files_of

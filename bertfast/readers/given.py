@@ -7,6 +7,18 @@ from collections.abc import Iterable, Mapping
 from bertfast.errors import DataError
 
 
+def texts_and_pairs(texts: Iterable[str], text_pairs: Iterable[str] | None) -> tuple[list[str], list[str] | None]:
+    """The texts of a call, and those that make them pairs, where there are some.
+
+    Raises:
+        DataError: one is no list of strings, or they are not of one length.
+    """
+    first, second = text_list("texts", texts), None if text_pairs is None else text_list("text_pairs", text_pairs)
+    if second is not None and len(second) != len(first):
+        raise DataError(f"there are {len(first)} texts and {len(second)} text_pairs; give one for each")
+    return first, second
+
+
 def text_list(name: str, column: Iterable[str]) -> list[str]:
     """A column of texts, be it a tuple, a pandas Series or a numpy array, as a list.
 

@@ -13,7 +13,7 @@ from bertfast import machine
 from bertfast.calibration import read_calibration
 from bertfast.data import Encode, TokenBlock, backend_encoder
 from bertfast.errors import DataError, ExportError
-from bertfast.readers import text_list
+from bertfast.readers import texts_and_pairs
 from bertfast.tasks import AS_IT_IS, Calibration, Prediction, Task, predictions_of
 from bertfast_export.choice import Setting, read_choice
 from bertfast_export.contract import A_PAIR, OPENVINO_VARIANTS, VARIANTS, no_bundle, verdict_name
@@ -124,9 +124,7 @@ class OnnxClassifier:
 
     def logits(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None, batch_size: int | None = None) -> np.ndarray:
         """Logits [n, C], float32, in the order of the texts. Texts of like length share a batch, so that little of it is padding."""
-        texts, text_pairs = text_list("texts", texts), None if text_pairs is None else text_list("text_pairs", text_pairs)
-        if text_pairs is not None and len(text_pairs) != len(texts):
-            raise DataError(f"there are {len(texts)} texts and {len(text_pairs)} text_pairs; give one for each")
+        texts, text_pairs = texts_and_pairs(texts, text_pairs)
         if self.is_pair != (text_pairs is not None):
             raise DataError(_OTHER_TEXTS[self.is_pair])
         logits = np.empty((len(texts), len(self.labels) or 1), dtype=np.float32)

@@ -134,6 +134,14 @@ def eager_answers(folder: Path, texts: list[str], pairs: list[str] | None) -> np
     return np.array(rows)
 
 
+def run_python(python: Path, code: str, *words: str | Path) -> list[str]:
+    """The lines that another Python prints, which must not find this repository."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([python, "-c", code, *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_documented_code_for_node(kind, modules, tmp_path):
     bundle_of_a_kind(tmp_path, **KINDS[kind])
@@ -169,10 +177,8 @@ def test_the_documented_code_for_optimum(optimum, tmp_path):
     bundle_of_a_kind(tmp_path, is_pair=True)
     code = documented("python", "Python").replace('"bundles/mnli"', json.dumps(str(tmp_path / "mnli")))
     code = code.replace('texts, pairs = ["A man plays a guitar."], ["A man makes music."]', f"texts, pairs = {LONG!r}, {OTHERS!r}")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([optimum, "-c", f"{code}\nprint(logits.tolist())"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    labels, logits = done.stdout.splitlines()[-2:]
+    said = run_python(optimum, f"{code}\nprint(logits.tolist())")
+    labels, logits = said[-2:]
     expected = eager_answers(tmp_path / "model", LONG, OTHERS)
     assert np.abs(np.array(json.loads(logits)) - expected).max() <= 5e-5
     assert labels == str([LABELS[index] for index in expected.argmax(axis=1)])
@@ -188,10 +194,8 @@ def test_optimum_gives_the_same_answers(optimum, bundle):
         "features = tokenizer(json.loads(sys.argv[2]), padding=True, truncation=True, return_tensors='pt')\n"
         "print(json.dumps([model(**features).logits.tolist(), model.config.id2label]))"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([optimum, "-c", code, bundle, json.dumps(TEXTS)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    logits, labels = json.loads(done.stdout.splitlines()[-1])
+    said = run_python(optimum, code, bundle, json.dumps(TEXTS))
+    logits, labels = json.loads(said[-1])
     assert np.abs(np.array(logits) - OnnxClassifier.from_bundle(bundle, "portable").logits(TEXTS)).max() <= 5e-5
     assert tuple(labels.values()) == LABELS
 
@@ -206,9 +210,7 @@ def test_optimum_and_transformers_js_take_the_sigmoid(modules, optimum, tmp_path
         "answers = pipeline('text-classification', sys.argv[1], accelerator='ort', top_k=None)(json.loads(sys.argv[2]))\n"
         "print(json.dumps(answers))"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([optimum, "-c", code, bundle, json.dumps(texts)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    said = run_python(optimum, code, bundle, json.dumps(texts))
     request = {"bundle": str(bundle), "file": "model.onnx", "modules": str(modules), "texts": texts, "transformers": True, "dtype": "fp32"}
     request["features"] = {"input_ids": [[2, 3]], "attention_mask": [[1, 1]], "token_type_ids": [[0, 0]]}
     (tmp_path / "request.json").write_text(json.dumps(request))
@@ -216,6 +218,6 @@ def test_optimum_and_transformers_js_take_the_sigmoid(modules, optimum, tmp_path
         ["node", str(ROOT / "tests" / "support" / "client.mjs"), str(tmp_path / "request.json")], capture_output=True, text=True
     )
     assert node.returncode == 0, node.stderr[-2000:]
-    for given in (json.loads(done.stdout.splitlines()[-1]), json.loads(node.stdout.splitlines()[-1])["answers"]):
+    for given in (json.loads(said[-1]), json.loads(node.stdout.splitlines()[-1])["answers"]):
         found = [[next(one["score"] for one in answer if one["label"] == name) for name in LABELS] for answer in given]
         assert np.abs(np.array(found) - chances).max() <= 1e-4

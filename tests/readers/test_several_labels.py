@@ -141,6 +141,12 @@ def test_lists_of_marks_are_marks_and_no_numbers(tmp_path, kind, form):
         read(path, label_names=("a", "b"))
 
 
+def test_numbers_of_few_rows_are_no_marks(tmp_path):
+    """A small set in which every row happens to have the labels 0 and 1, of three."""
+    raw = read(jsonl(tmp_path / "x.jsonl", {"text": TEXTS[:2], "label": [[0, 1], [1, 0]]}), label_names=NAMES)
+    assert raw.labels.tolist() == [[1, 1, 0], [1, 1, 0]]
+
+
 def test_a_list_of_fixed_length_has_names_too(tmp_path):
     feature = {"feature": {"names": list(NAMES), "_type": "ClassLabel"}, "length": 2, "_type": "List"}
     facts = {"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, "label": feature}}}

@@ -100,8 +100,8 @@ def _marked(spelling: Label, names: tuple[str, ...], columns: tuple[str, ...], p
 
 def _parted(task: Task, spellings: Sequence[Label], place: Place) -> tuple[Task, list[tuple[str, ...]]]:
     """The labels of each spelling; and the task, which then knows what separates them."""
-    if _are_marks(spellings):
-        names = task.class_names if task.is_complete else ()
+    names = task.class_names if task.is_complete else ()
+    if _are_marks(spellings, len(names)):
         if len(names) != len(spellings[0]):
             raise DataError(
                 f"{place(0)}: the labels are lists of {len(spellings[0])} marks, 0 and 1 throughout; task.label_names must say what each mark stands for"
@@ -130,12 +130,17 @@ def _parted(task: Task, spellings: Sequence[Label], place: Place) -> tuple[Task,
     return replace(task, label_separator=separator), parts
 
 
-def _are_marks(spellings: Sequence[Label]) -> bool:
-    """Whether lists are a mark for each label, as `datasets` and transformers have them, and no names: all as long, and of 0 and 1 alone."""
+def _are_marks(spellings: Sequence[Label], count: int) -> bool:
+    """Whether lists are a mark for each label, as `datasets` and transformers have them, and no names: all as long, of 0 and 1 alone, and as many as there
+    are labels. With another length they are marks where a list has one twice: a list of numbers names each label once. count: labels that are known."""
     lengths = {len(spelling) if not isinstance(spelling, str) else 0 for spelling in spellings}
-    return (
-        len(lengths) == 1 and min(lengths) > 1 and all(class_name(mark.strip()).lower() in _MARKS for marks in spellings for mark in marks)
-    )
+    if (
+        len(lengths) > 1
+        or max(lengths, default=0) < 2
+        or not all(class_name(mark.strip()).lower() in _MARKS for marks in spellings for mark in marks)
+    ):
+        return False
+    return count in (0, *lengths) or any(len(set(marks)) < len(marks) for marks in spellings)
 
 
 def _stripped(labels: Sequence[str], place: Place, code: int) -> tuple[str, ...]:
